@@ -1,0 +1,255 @@
+"""Engine: open, step, close. Holds the weights and the KV pool; every world is a value that the caller keeps.
+
+`step` makes the next block of any number of worlds: asks the heads about the end, runs the schedule's passes,
+commits the block, decodes it, reads the heads. The loop of passes (`_denoise`) knows no formulas: those are in
+schedule.py. Knows nothing of Gymnasium.
+
+Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V variables.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import noise
+from engine.conditioning import Condition
+from engine.hardware import set_threads
+from engine.kv.policy import PageTable, pages_needed
+from engine.kv.pool import Pool
+from engine.kv.view import PagedView
+from engine.model import WorldModel
+from engine.schedule import Pass, commit, flow
+from engine.spec import KVPolicy
+from engine.world import Block, Start, World
+
+# Pages beyond what the worlds can hold, so that a window mostly stays one ascending run as it slides.
+SLACK = 8
+# Noise keys of real blocks count down from here.
+REAL = -1
+# Pages a world with an unlimited window is admitted with.
+FULL_HISTORY = 1_024
+
+
+class Engine:
+    """Runs worlds of one model.
+
+    Args:
+        model: what `engine.load` returns.
+        num_steps: denoising passes of a block; the spec's by default.
+        policy: which history is visible; the spec's by default.
+        max_worlds: how many may be open at once; their pages are allocated here.
+
+    Raises:
+        ValueError: num_steps or max_worlds is below 1.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        num_steps: int | None = None,
+        policy: KVPolicy | None = None,
+        max_worlds: int = 1,
+    ):
+        spec = model.spec
+        steps = spec.num_steps if num_steps is None else num_steps
+        if steps < 1 or max_worlds < 1:
+            raise ValueError(f"num_steps {steps} and max_worlds {max_worlds}: expected 1 or more")
+        set_threads()
+        self.model, self.spec, self.policy = model, spec, policy or spec.kv
+        self.passes = flow(steps, spec.shift, spec.context_noise)
+        self.need = pages_needed(self.policy, spec.block, FULL_HISTORY)
+        slack = 0 if self.policy.window is None else (SLACK - 1) * self.need
+        self.pool = Pool(spec.stream, max_worlds * self.need + slack, model.dtype, model.device)
+
+    @torch.inference_mode()
+    def open(self, start: Start, seed: int) -> World:
+        """Begin a world from real frames: they are encoded and committed, at positions 0, 1, ...
+
+        Raises:
+            ValueError: `start` does not fit the spec.
+            PoolFull: too many worlds are open.
+        """
+        check_start(start, self.spec)
+        self.pool.reserve(self.need)
+        world = World(noise.SeededNoise(int(seed)), PageTable(), np.array(start.variables[0], np.float64))
+        self._commit_real(world, start)
+        return world
+
+    @torch.inference_mode()
+    def observe(self, world: World, seen: Start) -> None:
+        """Let a world see what really happened next: real frames are committed as its history goes on.
+
+        The next step dreams from them. What `open` does at once, this does bit by bit, with the same result.
+
+        Raises:
+            ValueError: the world is closed, or `seen` does not fit the spec.
+        """
+        check_start(seen, self.spec)
+        if not world.open:
+            raise ValueError("observe needs an open world")
+        self._commit_real(world, seen)
+
+    @torch.inference_mode()
+    def outlook(self, worlds: list[World], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the next step would bring, without making it.
+
+        Args:
+            actions: as for `step`.
+
+        Returns:
+            The probability that it ends each episode, and the reward it would pay if so, each float32 [N].
+        """
+        check_step(worlds, actions, self.spec)
+        return self._outlook(
+            worlds, Condition(torch.from_numpy(np.asarray(actions, np.float32)), self._variables(worlds))
+        )
+
+    @torch.inference_mode()
+    def step(self, worlds: list[World], actions: np.ndarray) -> list[Block]:
+        """Make the next block of each world.
+
+        Args:
+            worlds: open worlds of this engine, each at most once, of any ages.
+            actions: encoded actions float32 [N, F, A], one a latent frame of the block.
+
+        Raises:
+            ValueError: a world is closed or named twice, or the actions' shape is wrong; no world moved.
+        """
+        check_step(worlds, actions, self.spec)
+        condition = Condition(torch.from_numpy(np.asarray(actions, np.float32)), self._variables(worlds))
+        ends, last_rewards = self._outlook(worlds, condition)
+        latents = torch.stack([w.noise.latent(w.block, 0, (self.spec.block, *self.spec.latent)) for w in worlds])
+        latents = self._run(worlds, self.passes, latents.to(self.model.device), condition, None)
+        frames = self._decode(worlds, latents)
+        rewards = self._read_heads(worlds)
+        blocks = []
+        for i, world in enumerate(worlds):
+            draw = world.noise.uniform(world.block, noise.END)[0]
+            world.ended = bool(draw < ends[i])
+            world.block += 1
+            reward = last_rewards[i] if world.ended else rewards[i]
+            blocks.append(Block(frames[i], float(reward), float(ends[i]), world.ended, world.variables.copy()))
+        return blocks
+
+    def close(self, world: World) -> None:
+        """Give a world's pages back. Closing twice is fine."""
+        if world.open:
+            self.pool.release(world.table.pages + world.table.in_flight)
+            self.pool.unreserve(self.need)
+            world.table, world.open = PageTable(), False
+
+    def _commit_real(self, world: World, seen: Start) -> None:
+        """Encode real frames and commit them block by block; leave the variables as they stood at the last one."""
+        frames = torch.from_numpy(np.ascontiguousarray(seen.frames)).to(self.model.device)
+        latents, _ = self.model.codec.encode(frames[None])
+        before = np.concatenate([world.variables[None], seen.variables[:-1]])
+        actions = torch.from_numpy(np.asarray(seen.actions, np.float32))
+        variables = torch.from_numpy(self.spec.encode_variables(before))
+        passes = [commit(self.spec.context_noise)]
+        for k in range(0, len(seen.frames), self.spec.block):
+            block = slice(k, k + self.spec.block)
+            condition = Condition(actions[None, block], variables[None, block])
+            # Real blocks are keyed by their place in history, from the far end of the counter, so that their
+            # noise is no dreamed block's.
+            self._run([world], passes, latents[:, block].float(), condition, REAL - world.table.length)
+        world.variables = np.array(seen.variables[-1], np.float64)
+
+    def _run(
+        self, worlds: list[World], passes: list[Pass], latents: Tensor, condition: Condition, block: int | None
+    ) -> Tensor:
+        """Run the passes over one block of each world and commit it; return the clean latents [N, F, C, H, W]."""
+        view = self._begin(worlds, latents.shape[1])
+        starts = torch.tensor([[w.table.length] for w in worlds])
+        positions = (starts + torch.arange(latents.shape[1])).to(self.model.device)
+        condition = condition.to(self.model.device)
+        for draw, step in enumerate(passes, start=1):
+            shown = latents
+            if step.enter:
+                fresh = [w.noise.latent(w.block if block is None else block, draw, latents.shape[1:]) for w in worlds]
+                shown = step.enter(latents, torch.stack(fresh).to(latents.device))
+            times = torch.full(latents.shape[:2], step.level, device=latents.device)
+            prediction, features = self.model.denoiser(shown, times, positions, condition, view)
+            if step.update:
+                latents = step.update(latents, prediction.float())
+            if step.commit:
+                self._commit(worlds, view, latents, features)
+        return latents
+
+    def _begin(self, worlds: list[World], frames: int) -> PagedView:
+        for world in worlds:
+            table = world.table
+            table.in_flight = self.pool.allocate(frames, after=table.pages[-1] if table.pages else -1)
+        histories = [w.table.history(self.policy) for w in worlds]
+        return PagedView(self.pool, histories, [w.table.in_flight for w in worlds])
+
+    def _commit(self, worlds: list[World], view: PagedView, latents: Tensor, features: Tensor) -> None:
+        view.commit()
+        states = self.model.heads.summarise(features[:, -1])
+        for world, clean, state in zip(worlds, latents, states, strict=True):
+            self.pool.release(world.table.commit(self.policy))
+            world.latents, world.head_state = clean, state
+
+    def _decode(self, worlds: list[World], latents: Tensor) -> list[np.ndarray]:
+        """Frames uint8 [T, H, W, 3] of each world; the codec's streaming state moves on."""
+        frames, states = self.model.codec.decode(latents, [w.codec_state for w in worlds])
+        for world, state in zip(worlds, states or [None] * len(worlds), strict=True):
+            world.codec_state = state
+        return list(frames.cpu().numpy())
+
+    def _variables(self, worlds: list[World]) -> Tensor:
+        """Scaled variables as they stand, repeated over the block's latent frames, [N, F, V]."""
+        rows = self.spec.encode_variables(np.stack([w.variables for w in worlds]))
+        return torch.from_numpy(rows)[:, None].expand(-1, self.spec.block, -1)
+
+    def _outlook(self, worlds: list[World], condition: Condition) -> tuple[np.ndarray, np.ndarray]:
+        """End probability of the step about to be made, and the reward if it does end, each [N]."""
+        states = torch.stack([w.head_state for w in worlds if w.head_state is not None])
+        now = condition.to(self.model.device)
+        logits, rewards = self.model.heads.next(states, now.variables[:, 0], now.actions[:, 0])
+        return logits.sigmoid().cpu().numpy(), rewards.cpu().numpy()
+
+    def _read_heads(self, worlds: list[World]) -> np.ndarray:
+        """Rewards [N] of the committed block; moves the named variables by changes drawn from their heads."""
+        states = torch.stack([w.head_state for w in worlds if w.head_state is not None])
+        rewards, changes = self.model.heads.now(states)
+        for v, (variable, logits) in enumerate(zip(self.spec.variables, changes, strict=True)):
+            odds = logits.softmax(-1).cpu().numpy().cumsum(-1)
+            for world, row in zip(worlds, odds, strict=True):
+                draw = world.noise.uniform(world.block, noise.VARIABLES + v)[0]
+                delta = variable.deltas[min(int(np.searchsorted(row, draw)), len(row) - 1)]
+                world.variables[v] = np.clip(world.variables[v] + delta, variable.low, variable.high)
+        return rewards.cpu().numpy()
+
+
+def check_start(start: Start, spec) -> None:
+    """Raise ValueError unless a start has the spec's shapes."""
+    frames, height_width = start.frames, (*spec.frame, 3)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != height_width or len(frames) < 1:
+        raise ValueError(
+            f"start frames are {frames.dtype} {list(frames.shape)}: expected uint8 [K, *{list(height_width)}], K >= 1"
+        )
+    count = len(frames)
+    if count % spec.block:
+        raise ValueError(f"{count} start frames: expected a multiple of the block's {spec.block}")
+    if np.shape(start.actions) != (count, spec.actions.width):
+        raise ValueError(
+            f"start actions are {list(np.shape(start.actions))}: expected [{count}, {spec.actions.width}] encoded rows"
+        )
+    if np.shape(start.variables) != (count, len(spec.variables)):
+        names = [v.name for v in spec.variables]
+        raise ValueError(
+            f"start variables are {list(np.shape(start.variables))}: expected [{count}, {len(names)}] {names}"
+        )
+
+
+def check_step(worlds: list[World], actions: np.ndarray, spec) -> None:
+    """Raise ValueError unless every world can move."""
+    if not worlds or any(not w.open for w in worlds):
+        raise ValueError("step needs at least one world, all of them open")
+    if len({id(w) for w in worlds}) != len(worlds):
+        raise ValueError("a world is named twice in one step")
+    expected = (len(worlds), spec.block, spec.actions.width)
+    if np.shape(actions) != expected:
+        raise ValueError(f"actions are {list(np.shape(actions))}: expected encoded actions {list(expected)}")

@@ -1,0 +1,279 @@
+"""What a world is: sizes, actions, named variables, history, schedule. Values only, no tensors that learn.
+
+A spec is frozen, compares by value and round-trips through JSON (`to_dict`, `from_dict`): it is what a shipped
+world's card holds. Knows numpy; imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DiscreteActions:
+    """One of `n` actions, encoded one-hot: float32 [n]."""
+
+    n: int
+    names: tuple[str, ...] = ()
+    kind: str = "discrete"
+
+    @property
+    def width(self) -> int:
+        return self.n
+
+    @property
+    def row_width(self) -> int:
+        return 1
+
+    def encode(self, action: object) -> np.ndarray:
+        """Raises ValueError unless `action` is an integer in [0, n)."""
+        value = np.asarray(action)
+        if value.ndim or not np.issubdtype(value.dtype, np.integer) or not 0 <= int(value) < self.n:
+            raise ValueError(f"action {action!r}: expected an integer from 0 to {self.n - 1}{self._listed()}")
+        return np.eye(self.n, dtype=np.float32)[int(value)]
+
+    def encode_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Integer rows [T] or [T, 1] as shards keep them -> float32 [T, n]."""
+        return np.eye(self.n, dtype=np.float32)[rows.reshape(len(rows)).astype(np.int64)]
+
+    def _listed(self) -> str:
+        return " (" + ", ".join(f"{i} {name}" for i, name in enumerate(self.names)) + ")" if self.names else ""
+
+
+@dataclass(frozen=True)
+class ContinuousActions:
+    """A vector between bounds, encoded to [-1, 1]: float32 [len(low)]."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    kind: str = "continuous"
+
+    @property
+    def width(self) -> int:
+        return len(self.low)
+
+    @property
+    def row_width(self) -> int:
+        return len(self.low)
+
+    def encode(self, action: object) -> np.ndarray:
+        """Raises ValueError unless `action` is a finite vector inside the bounds."""
+        value = np.asarray(action, dtype=np.float32).ravel()
+        if value.shape != (self.width,) or not np.isfinite(value).all():
+            raise ValueError(f"action {action!r}: expected {self.width} finite numbers")
+        if (value < np.asarray(self.low, np.float32)).any() or (value > np.asarray(self.high, np.float32)).any():
+            raise ValueError(f"action {action!r}: expected values from {self.low} to {self.high}")
+        return self.encode_rows(value[None])[0]
+
+    def encode_rows(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [T, A] -> float32 [T, A] in [-1, 1]."""
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        return ((rows.reshape(len(rows), -1) - low) / (high - low) * 2 - 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DictActions:
+    """Several named actions at once, encodings joined in order."""
+
+    parts: tuple[tuple[str, ActionSpec], ...]
+    kind: str = "dict"
+
+    @property
+    def width(self) -> int:
+        return sum(part.width for _, part in self.parts)
+
+    @property
+    def row_width(self) -> int:
+        return sum(part.row_width for _, part in self.parts)
+
+    def encode(self, action: object) -> np.ndarray:
+        """Raises ValueError unless `action` is a mapping with just these names, each part valid."""
+        names = [name for name, _ in self.parts]
+        if not isinstance(action, Mapping) or set(action) != set(names):
+            given = sorted(action) if isinstance(action, Mapping) else repr(action)
+            raise ValueError(f"action {given}: expected a mapping with the keys {names}")
+        return np.concatenate([part.encode(action[name]) for name, part in self.parts])
+
+    def encode_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Joined rows [T, sum of parts] as shards keep them -> float32 [T, width]."""
+        rows, encoded, at = rows.reshape(len(rows), -1), [], 0
+        for _, part in self.parts:
+            encoded.append(part.encode_rows(rows[:, at : at + part.row_width]))
+            at += part.row_width
+        return np.concatenate(encoded, axis=1)
+
+
+ActionSpec = DiscreteActions | ContinuousActions | DictActions
+
+
+def action_spec(data: Mapping[str, Any]) -> ActionSpec:
+    """An action spec from plain JSON: {"kind": "discrete", "n": 3}, and so on."""
+    if data["kind"] == "discrete":
+        return DiscreteActions(int(data["n"]), tuple(data.get("names", ())))
+    if data["kind"] == "continuous":
+        return ContinuousActions(tuple(data["low"]), tuple(data["high"]))
+    if data["kind"] == "dict":
+        parts = data["parts"].items() if isinstance(data["parts"], Mapping) else data["parts"]
+        return DictActions(tuple((name, action_spec(part)) for name, part in parts))
+    raise ValueError(f"action kind {data['kind']!r}: expected discrete, continuous or dict")
+
+
+@dataclass(frozen=True)
+class VariableSpec:
+    """A named number that the world carries beside its frames, such as health.
+
+    Attributes:
+        low, high: range; the model sees it scaled to [-1, 1].
+        deltas: the changes a step can make; a head predicts a distribution over them.
+    """
+
+    name: str
+    low: float
+    high: float
+    deltas: tuple[float, ...] = (0.0,)
+
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        return (values - self.low) / max(self.high - self.low, 1e-6) * 2 - 1
+
+
+@dataclass(frozen=True)
+class KVStream:
+    """The K/V a model caches: one page holds one latent frame in one layer, [tokens, heads, width]."""
+
+    layers: int
+    tokens: int
+    heads: int
+    width: int
+
+    def page_bytes(self, itemsize: int) -> int:
+        """Bytes of one latent frame over all layers, keys and values."""
+        return 2 * self.layers * self.tokens * self.heads * self.width * itemsize
+
+
+@dataclass(frozen=True)
+class KVPolicy:
+    """Which pages a block may see: the first `sink` latent frames and the last `window` before the block.
+
+    `window=None` keeps the whole history.
+    """
+
+    window: int | None = 12
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sink < 0 or (self.window is not None and self.window < 1):
+            raise ValueError(f"window {self.window}, sink {self.sink}: expected window >= 1 or None, and sink >= 0")
+
+    def visible(self, length: int) -> list[int]:
+        """Positions that a block starting at latent frame `length` sees, in logical order: sinks, then oldest first."""
+        if self.window is None:
+            return list(range(length))
+        recent = max(0, length - self.window)
+        return [*range(min(self.sink, recent)), *range(recent, length)]
+
+
+@dataclass(frozen=True)
+class DenoiserSpec:
+    """Sizes of an ActionDiT."""
+
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    patch: int = 2
+    rope_base: float = 100.0
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """Sizes of an AutoEncoder: latent channels, widths at 1/2, 1/4 and 1/8 of the frame, blocks at each."""
+
+    channels: int = 16
+    widths: tuple[int, int, int] = (48, 64, 128)
+    depth: int = 2
+    scale: int = 8
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """Everything about a world but its weights.
+
+    Attributes:
+        frame: (H, W) in pixels.
+        fps: frames a second in real time.
+        block: latent frames denoised together in one step.
+        num_steps: denoising passes of a block; a commit pass follows.
+        shift: warps the passes' noise levels towards high noise (1 leaves them evenly spaced).
+        context_noise: noise level at which a finished block is committed to the cache.
+    """
+
+    name: str
+    frame: tuple[int, int]
+    fps: float
+    actions: ActionSpec
+    variables: tuple[VariableSpec, ...] = ()
+    codec: CodecSpec = field(default_factory=CodecSpec)
+    denoiser: DenoiserSpec = field(default_factory=DenoiserSpec)
+    kv: KVPolicy = field(default_factory=KVPolicy)
+    block: int = 1
+    num_steps: int = 2
+    shift: float = 2.0
+    context_noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        cell = self.codec.scale * self.denoiser.patch
+        if any(side % cell for side in self.frame):
+            raise ValueError(f"frame size {self.frame}: both sides must be multiples of {cell} (codec scale x patch)")
+        if self.denoiser.width % (2 * self.denoiser.heads):
+            raise ValueError(f"width {self.denoiser.width} must divide into {self.denoiser.heads} heads of even width")
+        if self.num_steps < 1 or not 0 <= self.context_noise < 1 or self.block < 1:
+            raise ValueError("num_steps and block must be at least 1, context_noise in [0, 1)")
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(C, h, w) of a latent frame."""
+        return (self.codec.channels, self.frame[0] // self.codec.scale, self.frame[1] // self.codec.scale)
+
+    @property
+    def stream(self) -> KVStream:
+        """The K/V stream of the denoiser's self-attention."""
+        _, h, w = self.latent
+        d = self.denoiser
+        return KVStream(d.layers, h // d.patch * (w // d.patch), d.heads, d.width // d.heads)
+
+    def encode_variables(self, values: np.ndarray) -> np.ndarray:
+        """Raw values [..., V] -> float32 [..., V], each scaled to [-1, 1] over its range."""
+        if not self.variables:
+            return np.zeros((*np.shape(values)[:-1], 0), np.float32)
+        columns = [v.scale(np.asarray(values)[..., i]) for i, v in enumerate(self.variables)]
+        return np.stack(columns, axis=-1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WorldSpec:
+        """Rebuild a spec from plain JSON.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        try:
+            return cls(
+                **{
+                    **data,
+                    "frame": tuple(data["frame"]),
+                    "actions": action_spec(data["actions"]),
+                    "variables": tuple(
+                        VariableSpec(**{**v, "deltas": tuple(v["deltas"])}) for v in data.get("variables", ())
+                    ),
+                    "codec": CodecSpec(**{**data["codec"], "widths": tuple(data["codec"]["widths"])}),
+                    "denoiser": DenoiserSpec(**data["denoiser"]),
+                    "kv": KVPolicy(**data["kv"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no world spec: {error}") from None

@@ -1,0 +1,144 @@
+"""python -m engine.training --env ID --out FOLDER: from any Gymnasium env with pictures to a world.
+
+Collects episodes, trains the codec, the denoiser and the heads, and writes the world folder. Every stage resumes
+from its own checkpoint: run the same command again after a kill. `--help` lists every setting.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from engine.hardware import set_threads
+from engine.loading import Parts, check_device, load_parts, read_card
+from engine.spec import CodecSpec, DenoiserSpec, KVPolicy, WorldSpec
+from engine.training.codec import CodecConfig, train_codec
+from engine.training.collect import CollectConfig, collect
+from engine.training.data import Shards
+from engine.training.denoiser import DenoiserConfig, train_denoiser
+from engine.training.export import export, variables_of
+from engine.training.heads import HeadsConfig, train_heads
+from engine.training.latents import Episodes, actions_of, encode_split
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a world from a Gymnasium env.
+
+    Attributes:
+        out: the world folder to write; checkpoints and sheets go to its subfolder `training`.
+        data: where the episodes are or will be; `out/training/data` by default.
+        device: cpu, cuda, or auto (CUDA where there is one).
+        init: an existing world folder of the same sizes whose weights to start from.
+        num_starts: real start frames to ship with the world.
+        num_steps: denoising passes of a step.
+        shift: warps the passes' noise levels towards high noise.
+        context_noise: noise level of the cache.
+        card: a JSON file whose fields (title, licence, notes, ...) are copied into the world's card.
+    """
+
+    out: Path
+    data: Path | None = None
+    device: str = "auto"
+    init: Path | None = None
+    num_starts: int = 256
+    num_steps: int = 2
+    shift: float = 2.0
+    context_noise: float = 0.1
+    card: Path | None = None
+    collect: Annotated[CollectConfig, tyro.conf.arg(name="")] = field(default_factory=CollectConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    world: DenoiserSpec = field(default_factory=DenoiserSpec)
+    kv: KVPolicy = field(default_factory=KVPolicy)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+
+
+def make_spec(config: TrainConfig, data: Path) -> WorldSpec:
+    """The world's spec, from the settings and what the data set says of its env."""
+    shards = Shards(data, "train")
+    recorded = shards.metadata
+    return WorldSpec(
+        name=config.out.name.replace("_", "-"),
+        frame=(config.collect.height, config.collect.width),
+        fps=float(recorded["fps"] or 30) / config.collect.frame_skip,
+        actions=actions_of(data),
+        variables=variables_of(shards),
+        codec=CodecSpec(config.codec.channels, config.codec.widths, config.codec.depth),
+        denoiser=config.world,
+        kv=config.kv,
+        num_steps=config.num_steps,
+        shift=config.shift,
+        context_noise=config.context_noise,
+    )
+
+
+def initial_modules(config: TrainConfig, spec: WorldSpec) -> Parts | None:
+    """The modules of `--init`, in fp32, if it was given and fits."""
+    if config.init is None:
+        return None
+    theirs = WorldSpec.from_dict(read_card(config.init)["spec"])
+    if replace(theirs, name=spec.name, num_steps=spec.num_steps, shift=spec.shift, kv=spec.kv) != spec:
+        raise ValueError(f"--init {config.init} has other sizes, actions or variables than this run:\n{theirs}\n{spec}")
+    return load_parts(config.init, spec)
+
+
+def train(config: TrainConfig) -> None:
+    """Run every stage that is not finished yet, then write the world."""
+    set_threads()
+    device = check_device(
+        "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu")
+    )
+    runs = config.out / "training"
+    data = config.data or runs / "data"
+    runs.mkdir(parents=True, exist_ok=True)
+    if config.data is None or not any(data.glob("train-*.safetensors")):
+        collect(config.collect, data)
+    spec = make_spec(config, data)
+    start = initial_modules(config, spec)
+    codec = train_codec(config.codec, data, runs, device, start.codec if start else None)
+    splits = {s: Episodes.read(data, s, encode_split(codec, data, s, runs, device)) for s in ("train", "validation")}
+    denoiser = train_denoiser(
+        spec,
+        config.denoiser,
+        splits["train"],
+        splits["validation"],
+        codec,
+        runs,
+        device,
+        start.denoiser if start else None,
+    )
+    heads = train_heads(
+        spec,
+        config.heads,
+        denoiser,
+        splits["train"],
+        splits["validation"],
+        runs,
+        device,
+        start.heads if start else None,
+    )
+    card = json.loads(config.card.read_text()) if config.card else {}
+    modules = Parts(codec, denoiser, heads)
+    export(config.out, spec, modules, data, card, config.num_starts)
+    print(f"wrote {config.out}")
+
+
+def main() -> None:
+    config = tyro.cli(TrainConfig, description=__doc__)
+    try:
+        train(config)
+    except (ValueError, FloatingPointError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: run the same command again to go on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

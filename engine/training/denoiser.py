@@ -1,0 +1,231 @@
+"""Train the denoiser: flow matching on every latent frame of a sequence, each after its real history.
+
+Two copies of a sequence go through the same weights. The context copy carries the noise of a commit pass and writes
+the K/V that a cache would hold; in the target copy every latent frame has an independent noise level and sees itself
+and the context of the frames before it (diffusion forcing, Chen et al. 2024, in the teacher-forced form): just what
+inference does, block by block. In some steps part of the context is first replaced by the model's own one-step
+guesses, so that it learns to continue, and to mend, what it dreams itself.
+
+Legend: N sequences, F latent frames, C h w latent, A action encoding, V variables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.codecs.autoencoder import AutoEncoder, to_frames
+from engine.conditioning import Condition
+from engine.kv.view import CausalView
+from engine.models.action_dit import ActionDiT
+from engine.schedule import flow, mix
+from engine.spec import WorldSpec
+from engine.training.fit import FitConfig, Metrics, fit
+from engine.training.latents import Episodes
+from engine.training.precision import autocast
+from engine.training.sheets import write_sheet
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """How sequences are drawn, noised and weighed.
+
+    Attributes:
+        frames: latent frames of a training sequence.
+        target_shift: warps the targets' uniform noise levels towards high noise, as the sampler visits them.
+        max_context_noise: half of the context frames carry the spec's context noise, the others up to this.
+        own_context: share of steps whose context is partly the model's own guesses, after `own_after` steps.
+        motion: weight of latents that change, against those that stand still.
+    """
+
+    frames: int = 16
+    target_shift: float = 2.0
+    max_context_noise: float = 0.3
+    own_context: float = 0.3
+    own_after: int = 1_000
+    motion: float = 4.0
+    busy: float = 0.5
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=20_000, batch=8, lr=2e-3, muon=True, ema=0.998, weight_decay=0.01)
+    )
+
+
+def latent_weights(latents: Tensor, motion: float) -> Tensor:
+    """Weights [N, F, 1, h, w] of mean one: 1 + motion x (how much a latent changed, against the mean change)."""
+    change = torch.zeros_like(latents[:, :, :1])
+    change[:, 1:] = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
+    relative = (change / change.mean().clamp(min=1e-6)).clamp(max=10)
+    weights = 1 + motion * relative
+    return weights / weights.mean()
+
+
+def context_levels(n: int, f: int, spec: WorldSpec, config: DenoiserConfig) -> Tensor:
+    """Noise levels [N, F] of the context copy: the commit pass's own, or anything up to the maximum."""
+    anything = torch.rand(n, f) * config.max_context_noise
+    return torch.where(torch.rand(n, f) < 0.5, torch.full((n, f), spec.context_noise), anything)
+
+
+def target_levels(n: int, f: int, shift: float) -> Tensor:
+    """Independent noise levels [N, F] in (0, 1], warped towards 1; one in ten is pure noise, where sampling begins."""
+    t = torch.rand(n, f)
+    t = shift * t / (1 + (shift - 1) * t)
+    return torch.where(torch.rand(n, f) < 0.1, torch.ones(n, f), t)
+
+
+def spread(levels: Tensor) -> Tensor:
+    return levels[:, :, None, None, None]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """One batch on its device, with its two runs through the denoiser."""
+
+    latents: Tensor
+    condition: Condition
+    spec: WorldSpec
+
+    @classmethod
+    def of(cls, batch: dict[str, Tensor], spec: WorldSpec, device: torch.device) -> Sequences:
+        condition = Condition(batch["actions"], batch["variables"]).to(device)
+        return cls(batch["latents"].to(device), condition, spec)
+
+    @property
+    def positions(self) -> Tensor:
+        n, f = self.latents.shape[:2]
+        return torch.arange(f, device=self.latents.device).expand(n, f)
+
+    def upto(self, frames: int, latents: Tensor) -> Sequences:
+        """The first `frames` latent frames, with other latents."""
+        condition = Condition(self.condition.actions[:, :frames], self.condition.variables[:, :frames])
+        return Sequences(latents[:, :frames], condition, self.spec)
+
+    def context(self, denoiser: nn.Module, latents: Tensor, levels: Tensor) -> tuple[CausalView, Tensor]:
+        """Run the context copy; return its view, with K/V recorded, and its features [N, F, S, D]."""
+        view = CausalView(self.spec.kv, self.spec.stream.tokens, block=self.spec.block)
+        shown = mix(latents, torch.randn_like(latents), spread(levels))
+        _, features = denoiser(shown, levels, self.positions, self.condition, view)
+        return view, features
+
+    def target(self, denoiser: nn.Module, context: CausalView, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the target copy; return its prediction and the velocity it should have been."""
+        noise = torch.randn_like(self.latents)
+        view = CausalView(self.spec.kv, self.spec.stream.tokens, context, self.spec.block)
+        shown = mix(self.latents, noise, spread(levels))
+        prediction, _ = denoiser(shown, levels, self.positions, self.condition, view)
+        return prediction.float(), noise - self.latents
+
+    @torch.no_grad()
+    def guesses(self, denoiser: nn.Module, context: CausalView) -> Tensor:
+        """What the model makes of each frame in a single step from its context, [N, F, C, h, w]."""
+        n, f = self.latents.shape[:2]
+        levels = (0.6 + 0.4 * torch.rand(n, f)).to(self.latents.device)
+        noise = torch.randn_like(self.latents)
+        shown = mix(self.latents, noise, spread(levels))
+        view = CausalView(self.spec.kv, self.spec.stream.tokens, context, self.spec.block)
+        prediction, _ = denoiser(shown, levels, self.positions, self.condition, view)
+        return shown - spread(levels) * prediction.float()
+
+
+def denoiser_loss(
+    denoiser: nn.Module, batch: Sequences, config: DenoiserConfig, rng: np.random.Generator, step_own: bool
+) -> tuple[Tensor, Metrics]:
+    """Weighted mean squared error of the velocity over frames 1 .. F-1 (the first has no history)."""
+    n, f = batch.latents.shape[:2]
+    device = batch.latents.device
+    seen = batch.latents
+    with autocast(device):
+        if step_own:
+            with torch.no_grad():
+                view, _ = batch.context(denoiser, seen, context_levels(n, f, batch.spec, config).to(device))
+                guesses = batch.guesses(denoiser, view)
+            replaced = torch.rand(n, f, device=device) < float(rng.uniform(0.2, 0.8))
+            replaced[:, 0] = False
+            seen = torch.where(spread(replaced), guesses, seen)
+        view, _ = batch.context(denoiser, seen, context_levels(n, f, batch.spec, config).to(device))
+        prediction, velocity = batch.target(denoiser, view, target_levels(n, f, config.target_shift).to(device))
+    weights = latent_weights(batch.latents, config.motion)
+    error = (prediction - velocity).square()
+    return (weights * error)[:, 1:].mean(), {"mse": float(error[:, 1:].detach().mean())}
+
+
+@torch.no_grad()
+def dream(denoiser: nn.Module, batch: Sequences, given: int, seed: int) -> Tensor:
+    """Replace frames `given` .. F-1 by the model's own under the sequence's actions; history recomputed, no cache."""
+    made = batch.latents.clone()
+    generator = torch.Generator().manual_seed(seed)
+    passes = flow(batch.spec.num_steps, batch.spec.shift, batch.spec.context_noise)
+    for now in range(given, made.shape[1]):
+        past = batch.upto(now + 1, made)
+        levels = torch.full(past.latents.shape[:2], batch.spec.context_noise, device=made.device)
+        view, _ = past.context(denoiser, past.latents, levels)
+        x = torch.randn(made[:, now].shape, generator=generator).to(made.device)
+        for step in passes:
+            if step.update is None:
+                continue
+            shown = past.latents.clone()
+            shown[:, now] = x
+            times = levels.clone()
+            times[:, now] = step.level
+            target = CausalView(batch.spec.kv, batch.spec.stream.tokens, view, batch.spec.block)
+            prediction, _ = denoiser(shown, times, past.positions, past.condition, target)
+            x = step.update(x, prediction[:, now].float())
+        made[:, now] = x
+    return made
+
+
+def train_denoiser(
+    spec: WorldSpec,
+    config: DenoiserConfig,
+    train: Episodes,
+    held_out: Episodes,
+    codec: AutoEncoder,
+    folder: Path,
+    device: torch.device,
+    start: ActionDiT | None = None,
+) -> ActionDiT:
+    """Train (or resume) the denoiser; returns its averaged weights."""
+    torch.manual_seed(config.fit.seed)
+    denoiser = (start or ActionDiT(spec)).to(device)
+    starts = train.sequence_starts(config.frames)
+    busy = np.cumsum(train.motion)[starts + config.frames - 1] - np.cumsum(train.motion)[starts]
+    odds = np.cumsum((1 - config.busy) / len(starts) + config.busy * busy / busy.sum())
+    count = min(8, config.fit.batch)
+    held_starts = held_out.sequence_starts(config.frames)
+    chosen = held_starts[np.linspace(0, len(held_starts) - 1, count).astype(int)]
+    test = Sequences.of(held_out.sequences(chosen, config.frames, spec), spec, device)
+    progress = {"step": 0}
+
+    def loss(module: ActionDiT, rng: np.random.Generator) -> tuple[Tensor, Metrics]:
+        picks = np.searchsorted(odds, rng.random(config.fit.batch) * odds[-1]).clip(max=len(starts) - 1)
+        batch = Sequences.of(train.sequences(starts[picks], config.frames, spec), spec, device)
+        own = progress["step"] >= config.own_after and rng.random() < config.own_context
+        return denoiser_loss(module, batch, config, rng, own)
+
+    def validate(average: ActionDiT, step: int) -> Metrics:
+        progress["step"] = step
+        return dream_report(average, test, codec, folder / f"dream-{step:06d}.png")
+
+    if (folder / "denoiser.pt").exists():
+        progress["step"] = config.own_after
+    return fit("denoiser", denoiser, loss, validate, config.fit, folder)
+
+
+def dream_report(denoiser: nn.Module, test: Sequences, codec: AutoEncoder, sheet: Path) -> Metrics:
+    """Mean squared latent error of dreams against repeating the last given frame, at growing horizons."""
+    given = 4
+    with autocast(test.latents.device):
+        made = dream(denoiser, test, given, seed=0)
+    rows: Metrics = {}
+    for horizon in (1, 4, test.latents.shape[1] - given):
+        now = given + horizon - 1
+        error = (made[:, now] - test.latents[:, now]).square().mean()
+        still = (test.latents[:, given - 1] - test.latents[:, now]).square().mean()
+        rows[f"gain_{horizon}"] = float(10 * torch.log10(still / error))
+    pictures = torch.stack([test.latents[:3], made[:3]], 1).flatten(0, 1)  # real above dreamed, three times
+    frames = to_frames(codec.reconstruct(pictures.flatten(0, 1)))
+    write_sheet(sheet, frames.cpu().numpy(), columns=test.latents.shape[1], scale=1)
+    return rows

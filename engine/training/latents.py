@@ -1,0 +1,122 @@
+"""Encode a data set once, and draw sequences from it: what the denoiser and the heads train on.
+
+Latents of a split lie beside the run's checkpoints, one file a shard, so encoding goes on where it was killed.
+Knows data and the codec.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from engine.codecs.autoencoder import AutoEncoder
+from engine.spec import ActionSpec, WorldSpec, action_spec
+from engine.training.data import TERMINATED, Shards
+from engine.training.precision import autocast
+
+
+@torch.no_grad()
+def encode_split(codec: AutoEncoder, data: Path, split: str, folder: Path, device: torch.device) -> torch.Tensor:
+    """Latents float16 [T, C, h, w] of every row of a split, encoded or read back."""
+    shards = Shards(data, split)
+    parts = []
+    for i, path in enumerate(tqdm(shards.paths, desc=f"encode {split}", unit="shard")):
+        cached = folder / f"latents-{path.name}"
+        if not cached.exists():
+            low, high = (int(x) for x in shards.offsets[i : i + 2])
+            chunks = [encode(codec, shards.frames(a, min(a + 64, high)), device) for a in range(low, high, 64)]
+            save_file({"latents": torch.cat(chunks).contiguous()}, cached.with_suffix(".tmp"))
+            os.replace(cached.with_suffix(".tmp"), cached)
+        parts.append(load_file(cached)["latents"])
+    return torch.cat(parts)
+
+
+def encode(codec: AutoEncoder, frames: np.ndarray, device: torch.device) -> torch.Tensor:
+    with autocast(device):
+        latents, _ = codec.encode(torch.from_numpy(frames).to(device)[None])
+    return latents[0].to("cpu", torch.float16).contiguous()
+
+
+@dataclass
+class Episodes:
+    """A split in memory, ready for sequences.
+
+    Attributes:
+        latents: float16 [T, C, h, w].
+        actions: encoded, float32 [T, A]; zeros at an episode's first row.
+        variables: raw, float32 [T, V].
+        motion: float32 [T], mean squared latent change since the row before, 0 at a start.
+        first, last: for each row, the first row of its episode and the last one with a picture.
+        ends_next: 1 where the step after this row terminated the episode.
+    """
+
+    latents: torch.Tensor
+    actions: np.ndarray
+    variables: np.ndarray
+    rewards: np.ndarray
+    motion: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    ends_next: np.ndarray
+
+    @classmethod
+    def read(cls, data: Path, split: str, latents: torch.Tensor) -> Episodes:
+        shards = Shards(data, split)
+        starts, valid, ends = shards.starts, shards.column("valid").astype(bool), shards.column("ends")
+        actions = action_spec(shards.metadata["actions"]).encode_rows(shards.column("actions"))
+        actions[starts[:-1]] = 0
+        lengths = np.diff(starts)
+        closing = starts[1:] - 1 - ~valid[starts[1:] - 1]  # an episode's last row with a picture
+        motion = np.zeros(len(latents), np.float32)
+        for a in range(1, len(latents), 4096):
+            now, before = latents[a : a + 4096].float(), latents[a - 1 : a - 1 + min(4096, len(latents) - a)].float()
+            motion[a : a + 4096] = (now - before).square().mean((1, 2, 3)).numpy()
+        motion[starts[:-1]] = 0
+        ends_next = np.zeros(len(latents), np.float32)
+        ends_next[:-1] = ends[1:] == TERMINATED
+        ends_next[starts[1:] - 1] = 0
+        return cls(
+            latents=latents,
+            actions=actions,
+            variables=shards.column("variables"),
+            rewards=shards.column("rewards"),
+            motion=motion,
+            first=np.repeat(starts[:-1], lengths),
+            last=np.repeat(closing, lengths),
+            ends_next=ends_next,
+        )
+
+    def sequence_starts(self, frames: int) -> np.ndarray:
+        """Rows from which `frames` rows with pictures of one episode follow.
+
+        Raises:
+            ValueError: no episode is that long.
+        """
+        rows = np.arange(len(self.latents))
+        good = rows[rows + frames - 1 <= self.last]
+        if len(good) == 0:
+            raise ValueError(
+                f"no episode has {frames} frames: shorten the training sequences or collect longer episodes"
+            )
+        return good
+
+    def sequences(self, starts: np.ndarray, frames: int, spec: WorldSpec) -> dict[str, torch.Tensor]:
+        """latents [N, F, C, h, w], actions [N, F, A], variables before each row (scaled) [N, F, V]."""
+        rows = starts[:, None] + np.arange(frames)
+        before = np.maximum(rows - 1, self.first[rows])
+        return {
+            "latents": self.latents[torch.from_numpy(rows)].float(),
+            "actions": torch.from_numpy(self.actions[rows]),
+            "variables": torch.from_numpy(spec.encode_variables(self.variables[before])),
+        }
+
+
+def actions_of(data: Path) -> ActionSpec:
+    """The action spec recorded with a data set."""
+    return action_spec(Shards(data, "train").metadata["actions"])

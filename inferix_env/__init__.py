@@ -1,0 +1,20 @@
+"""inferix_env: Gymnasium environments whose world is a neural network.
+
+Importing this registers the shipped worlds' ids; torch is imported when an env is made.
+
+    import gymnasium as gym, inferix_env
+    env = gym.make("inferix_env/DoomTakeCover-v0")
+"""
+
+import gymnasium
+
+__version__ = "0.1.0"
+
+gymnasium.register(
+    id="inferix_env/DoomTakeCover-v0",
+    entry_point="inferix_env.env:WorldSimEnv",
+    kwargs={"world": "doom-take-cover"},
+    max_episode_steps=2100,
+)
+# Any world folder: gym.make("inferix_env/World-v0", world="path/to/world").
+gymnasium.register(id="inferix_env/World-v0", entry_point="inferix_env.env:WorldSimEnv")

@@ -1,0 +1,100 @@
+"""From reset's options to where a world begins: shipped starts, the user's own footage, or one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from engine import Start, WorldSpec, check_start
+from inferix_env import worlds
+
+OPTIONS = ("start", "frames", "actions", "variables", "image")
+
+
+def make_start(options: Mapping[str, Any], folder: Path, spec: WorldSpec, rng: np.random.Generator) -> Start:
+    """Where the next episode begins.
+
+    Args:
+        options: {} draws a shipped start with `rng`; {"start": i} takes the i-th; {"frames": uint8 [K, H, W, 3],
+            "actions": K - 1 actions} continues from footage; {"image": path} from one picture. With footage or a
+            picture, {"variables": {name: value}} sets the named variables as they stand at its last frame.
+
+    Raises:
+        ValueError: unknown or contradictory options, or values that do not fit the world.
+    """
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"reset options {unknown}: expected some of {list(OPTIONS)}")
+    if sum(key in options for key in ("start", "frames", "image")) > 1:
+        raise ValueError(f"reset options {sorted(options)}: give one of start, frames and image")
+    if "frames" in options:
+        start = from_footage(options, folder, spec)
+    elif "image" in options:
+        start = from_image(options, folder, spec)
+    else:
+        start = from_shipped(options.get("start"), folder, spec, rng)
+    check_start(start, spec)
+    return start
+
+
+def from_shipped(index: Any, folder: Path, spec: WorldSpec, rng: np.random.Generator) -> Start:
+    frames, variables = worlds.starts(folder)
+    drawn = int(rng.integers(len(frames)))  # drawn even where an index is given: the same draws follow
+    if index is None:
+        index = drawn
+    if not isinstance(index, int | np.integer) or not 0 <= index < len(frames):
+        raise ValueError(f"start {index!r}: expected an integer from 0 to {len(frames) - 1}")
+    return Start(frames[index], no_actions(len(frames[index]), spec), variables[index])
+
+
+def from_footage(options: Mapping[str, Any], folder: Path, spec: WorldSpec) -> Start:
+    frames = np.asarray(options["frames"])
+    if frames.ndim != 4 or len(frames) < 1:
+        raise ValueError(
+            f"frames are {frames.dtype} {list(frames.shape)}: expected uint8 [K, {spec.frame[0]}, {spec.frame[1]}, 3]"
+        )
+    actions = list(options.get("actions", ()))
+    if len(actions) != len(frames) - 1:
+        raise ValueError(
+            f"{len(actions)} actions for {len(frames)} frames: expected {len(frames) - 1}, one between each two"
+        )
+    encoded = no_actions(len(frames), spec)
+    for i, action in enumerate(actions):
+        encoded[i + 1] = spec.actions.encode(action)
+    return Start(frames, encoded, variable_rows(options, len(frames), folder, spec))
+
+
+def from_image(options: Mapping[str, Any], folder: Path, spec: WorldSpec) -> Start:
+    path = Path(options["image"]).expanduser()
+    if "actions" in options:
+        raise ValueError("actions go with frames, not with one image")
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB").resize((spec.frame[1], spec.frame[0]), Image.Resampling.BOX)
+    except (FileNotFoundError, IsADirectoryError, UnidentifiedImageError) as error:
+        raise ValueError(f"image {str(path)!r} cannot be read: {error}") from None
+    frames = np.asarray(picture)[None].repeat(spec.block, axis=0)
+    return Start(frames, no_actions(len(frames), spec), variable_rows(options, len(frames), folder, spec))
+
+
+def no_actions(count: int, spec: WorldSpec) -> np.ndarray:
+    return np.zeros((count, spec.actions.width), np.float32)
+
+
+def variable_rows(options: Mapping[str, Any], count: int, folder: Path, spec: WorldSpec) -> np.ndarray:
+    """Raw variables [count, V]: as given, by name, or as the shipped starts have them."""
+    given = options.get("variables", {})
+    names = [v.name for v in spec.variables]
+    if not isinstance(given, Mapping) or set(given) - set(names):
+        raise ValueError(f"variables {given!r}: expected a mapping with some of the names {names}")
+    usual = worlds.starts(folder)[1][0, 0] if names else np.zeros(0)
+    row = [given.get(name, float(usual[i])) for i, name in enumerate(names)]
+    try:
+        columns = [np.broadcast_to(np.asarray(value, np.float64), count) for value in row]
+    except ValueError:
+        raise ValueError(f"variables {given!r}: expected a number, or {count} of them, for each name") from None
+    return np.stack(columns, axis=1) if columns else np.zeros((count, 0))

@@ -1,0 +1,52 @@
+"""A tiny world with random weights: the same classes at a size that runs in milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.loading import Parts, build, save_world
+from engine.spec import CodecSpec, DenoiserSpec, DiscreteActions, KVPolicy, VariableSpec, WorldSpec
+
+TINY = WorldSpec(
+    name="tiny",
+    frame=(32, 32),
+    fps=10.0,
+    actions=DiscreteActions(3, ("none", "left", "right")),
+    variables=(VariableSpec("energy", 0.0, 100.0, (-20.0, -10.0, 0.0)),),
+    codec=CodecSpec(channels=4, widths=(8, 8, 16), depth=1),
+    denoiser=DenoiserSpec(width=32, layers=2, heads=2),
+    kv=KVPolicy(window=4),
+)
+
+
+def make_modules(spec: WorldSpec, seed: int = 0) -> Parts:
+    """Random weights in which nothing is zero, so that every part matters to the result."""
+    torch.manual_seed(seed)
+    modules = build(spec)
+    for parameter in modules.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return modules
+
+
+def make_starts(spec: WorldSpec, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Random start frames uint8 [count, 1, H, W, 3] and variables [count, 1, V] at their upper bounds."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (count, spec.block, *spec.frame, 3), dtype=np.uint8)
+    variables = np.tile(np.float32([v.high for v in spec.variables]), (count, spec.block, 1))
+    return frames, variables
+
+
+def make_world(folder: Path, seed: int = 0, **changes) -> Path:
+    """Write a world folder; `changes` replace fields of `TINY`."""
+    spec = replace(TINY, **changes)
+    keys = {"left": 1, "right": 2, "a": 1, "d": 2}
+    save_world(Path(folder), {"title": "Tiny", "keys": keys, "spec": spec.to_dict()}, make_modules(spec, seed))
+    frames, variables = make_starts(spec)
+    np.savez_compressed(Path(folder) / "starts.npz", frames=frames, variables=variables)
+    return Path(folder)
