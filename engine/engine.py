@@ -24,8 +24,8 @@ from engine.schedule import Pass, commit, flow
 from engine.spec import KVPolicy
 from engine.world import Block, Start, World
 
-# Pages beyond what the worlds can hold, so that a window mostly stays one ascending run as it slides.
-SLACK = 8
+# Windows' worth of pages beyond what the worlds can hold: one in SLACK steps gathers, the others slice.
+SLACK = 7
 # Noise keys of real blocks count down from here.
 REAL = -1
 # Pages a world with an unlimited window is admitted with.
@@ -60,8 +60,8 @@ class Engine:
         self.model, self.spec, self.policy = model, spec, policy or spec.kv
         self.passes = flow(steps, spec.shift, spec.context_noise)
         self.need = pages_needed(self.policy, spec.block, FULL_HISTORY)
-        slack = 0 if self.policy.window is None else (SLACK - 1) * self.need
-        self.pool = Pool(spec.stream, max_worlds * self.need + slack, model.dtype, model.device)
+        slack = 0 if self.policy.window is None else SLACK * self.need
+        self.pool = Pool(spec.stream, max_worlds * self.need, model.dtype, model.device, slack)
 
     @torch.inference_mode()
     def open(self, start: Start, seed: int) -> World:

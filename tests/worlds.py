@@ -42,11 +42,13 @@ def make_starts(spec: WorldSpec, count: int = 4) -> tuple[np.ndarray, np.ndarray
     return frames, variables
 
 
-def make_world(folder: Path, seed: int = 0, **changes) -> Path:
-    """Write a world folder; `changes` replace fields of `TINY`."""
+def make_world(folder: Path, seed: int = 0, end_bias: float = 0.0, **changes) -> Path:
+    """Write a world folder; `changes` replace fields of `TINY`, `end_bias` is added to the logit of an end."""
     spec = replace(TINY, **changes)
     keys = {"left": 1, "right": 2, "a": 1, "d": 2}
-    save_world(Path(folder), {"title": "Tiny", "keys": keys, "spec": spec.to_dict()}, make_modules(spec, seed))
+    modules = make_modules(spec, seed)
+    modules.heads.end[2].bias.data[0] += end_bias
+    save_world(Path(folder), {"title": "Tiny", "keys": keys, "spec": spec.to_dict()}, modules)
     frames, variables = make_starts(spec)
     np.savez_compressed(Path(folder) / "starts.npz", frames=frames, variables=variables)
     return Path(folder)

@@ -22,12 +22,15 @@ class Pool:
 
     Args:
         stream: layers, tokens, heads and head width.
-        num_pages: pages a layer, allocated here once.
+        capacity: pages that worlds may hold.
+        slack: further pages, never admitted to, so that a sliding window mostly stays one ascending run.
     """
 
-    def __init__(self, stream: KVStream, num_pages: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, stream: KVStream, capacity: int, dtype: torch.dtype, device: torch.device, slack: int = 0):
+        num_pages = capacity + slack
         shape = (num_pages, stream.tokens, stream.heads, stream.width)
-        self.stream, self.num_pages, self.dtype, self.device = stream, num_pages, dtype, device
+        self.stream, self.dtype, self.device = stream, dtype, device
+        self.capacity, self.num_pages = capacity, num_pages
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(stream.layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(stream.layers)]
         self.counts = [0] * num_pages
@@ -47,7 +50,7 @@ class Pool:
         Raises:
             PoolFull: they are not there; the message gives both sizes in bytes.
         """
-        left = self.num_pages - self.reserved
+        left = self.capacity - self.reserved
         if num_pages > left:
             raise PoolFull(
                 f"a world needs {num_pages} pages ({num_pages * self.page_bytes:,} bytes) of KV cache and "
@@ -64,7 +67,10 @@ class Pool:
         order = (i % self.num_pages for i in range(after + 1, after + 1 + self.num_pages))
         pages = [page for page in order if self.counts[page] == 0][:count]
         if len(pages) < count:
-            raise PoolFull(f"{count} pages wanted, {len(pages)} free of {self.num_pages}")
+            raise PoolFull(
+                f"{count} pages of KV cache wanted, {len(pages)} free of {self.num_pages}: give the world a window, "
+                "or close others"
+            )
         self.retain(pages)
         return pages
 

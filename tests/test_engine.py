@@ -1,0 +1,268 @@
+"""The engine: cached = recomputed, determinism, paging, admission, bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine import Condition, Engine, KVPolicy, PoolFull, Start
+from engine.attention import attend, attend_dense, attend_fused, attend_reference
+from engine.kv.view import CausalView
+from engine.loading import assemble
+from engine.noise import SeededNoise
+from engine.schedule import commit, mix
+from tests.worlds import TINY, make_modules
+
+
+def make_engine(max_worlds: int = 1, policy: KVPolicy | None = None, num_steps: int | None = None, **changes) -> Engine:
+    spec = replace(TINY, **changes)
+    return Engine(assemble(spec, make_modules(spec), "cpu", torch.float32), num_steps, policy, max_worlds)
+
+
+def footage(count: int, seed: int = 0, block: int = 1) -> Start:
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    actions = np.eye(3, dtype=np.float32)[rng.integers(0, 3, count)]
+    return Start(frames, actions, rng.uniform(20, 100, (count, 1)))
+
+
+def act(*indices: int, block: int = 1) -> np.ndarray:
+    return np.eye(3, dtype=np.float32)[list(indices)][:, None].repeat(block, axis=1)
+
+
+def roll(sim: Engine, world, count: int, seed: int = 1) -> list:
+    actions = np.random.default_rng(seed).integers(0, 3, count)
+    return [sim.step([world], act(int(a), block=sim.spec.block))[0] for a in actions]
+
+
+POLICIES = [(4, 0, 1), (1, 0, 1), (3, 2, 1), (None, 0, 1), (4, 0, 2), (4, 1, 2)]
+
+
+@pytest.mark.parametrize(("window", "sink", "block"), POLICIES)
+@pytest.mark.parametrize("age", [2, 6, 20])
+def test_cached_history_equals_recomputed(window, sink, block, age):
+    """After `age` real frames, the pool holds what one pass over all of them computes, and features agree."""
+    sim = make_engine(kv=KVPolicy(window, sink), block=block, context_noise=0.0)
+    seen, spec = footage(age), sim.spec
+    with torch.inference_mode():
+        world = sim.open(seen, seed=0)
+        latents, _ = sim.model.codec.encode(torch.from_numpy(seen.frames)[None])
+        before = np.concatenate([seen.variables[:1], seen.variables[:-1]])
+        condition = Condition(
+            torch.from_numpy(seen.actions)[None], torch.from_numpy(spec.encode_variables(before))[None]
+        )
+        view = CausalView(spec.kv, spec.stream.tokens, block=block)
+        levels = torch.zeros(1, age)
+        _, features = sim.model.denoiser(latents, levels, torch.arange(age)[None], condition, view)
+    torch.testing.assert_close(world.head_state, sim.model.heads.summarise(features[:, -1])[0], atol=2e-5, rtol=1e-4)
+    for layer in range(spec.denoiser.layers):
+        keys = view.recorded[layer][0][0].unflatten(0, (age, -1))
+        for position, page in zip(world.table.positions, world.table.pages, strict=True):
+            torch.testing.assert_close(sim.pool.keys[layer][page], keys[position], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("window", "sink"), [(4, 0), (2, 1), (None, 0)])
+def test_a_dreamed_block_equals_the_one_dreamed_without_a_cache(window, sink):
+    """The passes of a block, run over the recomputed history of the very frames the world committed."""
+    sim = make_engine(kv=KVPolicy(window, sink))
+    world = sim.open(footage(3), seed=5)
+    reference = Uncached(sim, footage(3), seed=5)
+    for action in (1, 2, 0, 1, 1, 2, 0):
+        [block] = sim.step([world], act(action))
+        latents = reference.step(act(action)[0])
+        torch.testing.assert_close(world.latents, latents, atol=1e-4, rtol=1e-3)
+        reference.variables.append(block.variables)
+
+
+class Uncached:
+    """The same world with its whole history recomputed for every pass: slow, plain, no pool."""
+
+    def __init__(self, sim: Engine, seen: Start, seed: int):
+        self.sim, self.spec = sim, sim.spec
+        self.seed, self.block = seed, 0
+        with torch.inference_mode():
+            self.latents = list(sim.model.codec.encode(torch.from_numpy(seen.frames)[None])[0][0])
+        self.actions = list(seen.actions)
+        self.variables = [seen.variables[0], *seen.variables]
+        self.noises = [self.draw(-1 - k, 1) for k in range(len(self.latents))]
+
+    def draw(self, block: int, draw: int) -> torch.Tensor:
+        return SeededNoise(self.seed).latent(block, draw, (1, *self.spec.latent))[0]
+
+    @torch.inference_mode()
+    def step(self, action: np.ndarray) -> torch.Tensor:
+        self.actions.append(action[0])
+        level = self.spec.context_noise
+        past = [mix(z, e, level) for z, e in zip(self.latents, self.noises, strict=True)]
+        count = len(past) + 1
+        x = self.draw(self.block, 0)
+        rows = np.stack(self.variables[:count]).astype(np.float64)
+        condition = Condition(
+            torch.from_numpy(np.stack(self.actions))[None], torch.from_numpy(self.spec.encode_variables(rows))[None]
+        )
+        for step in self.sim.passes:
+            if step.update is None:
+                continue
+            times = torch.tensor([[level] * (count - 1) + [step.level]])
+            view = CausalView(self.spec.kv, self.spec.stream.tokens)
+            shown = torch.stack([*past, x])[None]
+            prediction, _ = self.sim.model.denoiser(shown, times, torch.arange(count)[None], condition, view)
+            x = step.update(x, prediction[0, -1])
+        self.latents.append(x)
+        self.noises.append(self.draw(self.block, len(self.sim.passes)))
+        self.block += 1
+        return x[None]
+
+
+def test_unbounded_rollout_holds_its_memory_and_its_order():
+    sim = make_engine()
+    world = sim.open(footage(1), seed=0)
+    data = [t.data_ptr() for t in sim.pool.keys]
+    for block in roll(sim, world, 300):
+        assert np.isfinite(block.reward)
+    assert world.table.length == 301
+    assert world.table.positions == [297, 298, 299, 300]
+    assert sim.pool.num_free == sim.pool.num_pages - 4
+    assert [t.data_ptr() for t in sim.pool.keys] == data
+
+
+def test_the_slice_and_the_gather_give_the_same_bits():
+    """A window that wraps around the pool's end is gathered; one that does not is sliced: same frames."""
+    roomy, tight = make_engine(), make_engine()
+    tight.pool = type(roomy.pool)(roomy.spec.stream, tight.need, torch.float32, torch.device("cpu"))
+    worlds = roomy.open(footage(2), seed=3), tight.open(footage(2), seed=3)
+    for a, b in zip(roll(roomy, worlds[0], 30), roll(tight, worlds[1], 30), strict=True):
+        assert np.array_equal(a.frames, b.frames)
+        assert a.reward == b.reward
+
+
+def test_same_seed_and_actions_give_the_same_future_and_other_seeds_do_not():
+    sim = make_engine(max_worlds=3)
+    worlds = [sim.open(footage(1), seed=s) for s in (7, 7, 8)]
+    first, second, other = (roll(sim, w, 8) for w in worlds)
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a.frames, b.frames)
+        assert (a.reward, a.end_probability, a.terminated) == (b.reward, b.end_probability, b.terminated)
+        assert np.array_equal(a.variables, b.variables)
+    assert not np.array_equal(first[0].frames, other[0].frames)
+
+
+def test_actions_and_variables_steer_the_dream():
+    sim = make_engine(max_worlds=3)
+    left, right, tired = (sim.open(footage(2), seed=1) for _ in range(3))
+    tired.variables[:] = 0
+    frames = [sim.step([w], act(a))[0].frames for w, a in ((left, 1), (right, 2), (tired, 1))]
+    assert not np.array_equal(frames[0], frames[1])
+    assert not np.array_equal(frames[0], frames[2])
+
+
+def test_worlds_of_different_ages_step_together_as_alone():
+    sim = make_engine(max_worlds=6)
+    ages = (1, 3, 9)
+    alone = [sim.open(footage(k), seed=k) for k in ages]
+    together = [sim.open(footage(k), seed=k) for k in ages]
+    for action in (1, 2, 0, 1, 2):
+        single = [sim.step([w], act(action))[0] for w in alone]
+        batch = sim.step(together, act(action, action, action))
+        for a, b in zip(single, batch, strict=True):
+            assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
+            assert a.end_probability == pytest.approx(b.end_probability, abs=1e-4)
+        for a, b in zip(alone, together, strict=True):
+            torch.testing.assert_close(a.latents, b.latents, atol=1e-4, rtol=1e-3)
+
+
+def test_observing_bit_by_bit_equals_opening_at_once():
+    sim = make_engine(max_worlds=2)
+    seen = footage(7)
+    whole = sim.open(seen, seed=4)
+    parts = sim.open(Start(seen.frames[:3], seen.actions[:3], seen.variables[:3]), seed=4)
+    for k in range(3, 7):
+        sim.observe(parts, Start(seen.frames[k : k + 1], seen.actions[k : k + 1], seen.variables[k : k + 1]))
+    assert np.array_equal(sim.step([whole], act(1))[0].frames, sim.step([parts], act(1))[0].frames)
+
+
+def test_outlook_is_what_the_step_reports_and_moves_nothing():
+    sim = make_engine()
+    world = sim.open(footage(2), seed=4)
+    odds, _ = sim.outlook([world], act(2))
+    assert world.block == 0
+    assert sim.step([world], act(2))[0].end_probability == pytest.approx(float(odds[0]))
+
+
+def test_admission_names_the_bytes_and_harms_no_running_world():
+    sim = make_engine(max_worlds=1)
+    world = sim.open(footage(1), seed=0)
+    free = sim.pool.num_free
+    with pytest.raises(PoolFull, match=r"needs 5 pages \([\d,]+ bytes\).*max_worlds"):
+        sim.open(footage(1), seed=1)
+    assert sim.pool.num_free == free
+    roll(sim, world, 2)
+    sim.close(world)
+    sim.close(world)
+    assert sim.pool.num_free == sim.pool.num_pages
+    assert sim.pool.reserved == 0
+
+
+def test_bad_input_is_refused_before_a_world_moves():
+    sim = make_engine(max_worlds=2)
+    world = sim.open(footage(1), seed=0)
+    closed = sim.open(footage(1), seed=0)
+    sim.close(closed)
+    with pytest.raises(ValueError, match=r"expected encoded actions \[1, 1, 3\]"):
+        sim.step([world], np.zeros((1, 3), np.float32))
+    with pytest.raises(ValueError, match="open"):
+        sim.step([closed], act(0))
+    with pytest.raises(ValueError, match="twice"):
+        sim.step([world, world], act(0, 0))
+    with pytest.raises(ValueError, match="start frames are float64"):
+        sim.open(Start(np.zeros((1, 32, 32, 3)), np.zeros((1, 3)), np.zeros((1, 1))), seed=0)
+    with pytest.raises(ValueError, match="energy"):
+        sim.open(Start(np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 3)), np.zeros((1, 2))), seed=0)
+    with pytest.raises(ValueError, match="num_steps 0"):
+        Engine(sim.model, num_steps=0)
+    assert world.block == 0
+
+
+def test_the_commit_pass_re_noises_at_the_trained_level_and_leaves_the_latent():
+    step = commit(0.1)
+    clean, noise = torch.ones(3), torch.full((3,), 5.0)
+    assert step.commit
+    assert step.update is None
+    torch.testing.assert_close(step.enter(clean, noise), torch.full((3,), 0.9 * 1 + 0.1 * 5))
+
+
+@pytest.mark.parametrize("kernel", [attend_dense, attend_fused])
+@pytest.mark.parametrize("policy", [KVPolicy(2), KVPolicy(1, 1), KVPolicy(None)])
+def test_attention_kernels_match_the_reference(kernel, policy):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5 * 4, 2, 8)
+    view = CausalView(policy, tokens=4)
+    expected = attend_reference(q, k, v, view.layer(0))
+    groups = view.layer(0).extend(k, v)
+    torch.testing.assert_close(
+        torch.cat([kernel(q[:, g.queries], g) for g in groups], 1), expected, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(attend(q, k, v, view.layer(0)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
+def test_how_a_sequence_is_chunked_changes_nothing(chunk):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 7 * 4, 2, 8)
+    policy = KVPolicy(3, 1)
+    whole = attend(q, k, v, CausalView(policy, tokens=4, chunk=7).layer(0))
+    torch.testing.assert_close(
+        attend(q, k, v, CausalView(policy, tokens=4, chunk=chunk).layer(0)), whole, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_block_in_bf16_stays_close_to_fp32():
+    spec = TINY
+    frames = []
+    for dtype in (torch.float32, torch.bfloat16):
+        sim = Engine(assemble(spec, make_modules(spec), "cpu", dtype))
+        frames.append(sim.step([sim.open(footage(3), seed=0)], act(1))[0].frames.astype(int))
+    assert np.abs(frames[0] - frames[1]).mean() < 4

@@ -1,0 +1,282 @@
+"""WorldSimEnv: Gymnasium's contract, starts, determinism, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from PIL import Image
+
+import inferix_env  # noqa: F401  (registers the ids)
+from engine import ContinuousActions, DictActions, DiscreteActions
+from inferix_env.env import WorldSimEnv
+from tests.worlds import make_world
+
+
+@pytest.fixture
+def env(endless):
+    made = WorldSimEnv(world=endless)
+    yield made
+    made.close()
+
+
+def play(env, actions, seed=0, options=None):
+    obs, info = env.reset(seed=seed, options=options)
+    rows = [(obs, 0.0, False, info)]
+    for action in actions:
+        obs, reward, terminated, _, info = env.step(action)
+        rows.append((obs, reward, terminated, info))
+        if terminated:
+            break
+    return rows
+
+
+def same(first, second) -> bool:
+    return len(first) == len(second) and all(
+        np.array_equal(a[0], b[0])
+        and a[1:3] == b[1:3]
+        and a[3]["variables"] == b[3]["variables"]
+        and a[3]["end_probability"] == b[3]["end_probability"]
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("obs", ["frame", "block"])
+def test_check_env_passes_without_warnings(tiny, obs, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = gym.make("inferix_env/World-v0", world=str(tiny), obs=obs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
+    env.close()
+
+
+def test_the_shipped_id_is_registered_and_importing_is_fast_and_torch_free():
+    code = (
+        "import time, sys; t = time.perf_counter(); import gymnasium; g = time.perf_counter() - t;"
+        "t = time.perf_counter(); import inferix_env; own = time.perf_counter() - t;"
+        "assert 'torch' not in sys.modules and 'pygame' not in sys.modules;"
+        "assert 'inferix_env/DoomTakeCover-v0' in gymnasium.registry; print(g, own)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("obs", "shape"), [("frame", (32, 32, 3)), ("block", (2, 32, 32, 3))])
+def test_observations_and_frames(tmp_path, obs, shape):
+    world = make_world(tmp_path / "w", block=2, end_bias=-50.0)
+    env = WorldSimEnv(world=world, obs=obs)
+    first, _ = env.reset(seed=0)
+    seen, reward, terminated, truncated, info = env.step(1)
+    assert first.shape == seen.shape == shape
+    assert first.dtype == seen.dtype == np.uint8
+    assert info["frames"].shape == (2, 32, 32, 3)
+    assert np.array_equal(info["frames"][-1] if obs == "frame" else info["frames"], seen)
+    assert (type(reward), terminated, truncated) == (float, False, False)
+    assert set(info) == {"frames", "end_probability", "variables"}
+    assert set(info["variables"]) == {"energy"}
+
+
+def test_same_seed_same_episode_across_resets_and_envs(tiny):
+    actions = [1, 2, 0, 1, 2, 2]
+    env = WorldSimEnv(world=tiny)
+    first = play(env, actions, seed=5)
+    assert same(first, play(env, actions, seed=5))
+    assert same(first, play(WorldSimEnv(world=tiny), actions, seed=5))
+    assert not same(first, play(env, actions, seed=6))
+
+
+def test_two_envs_share_no_state(endless):
+    alone = play(WorldSimEnv(world=endless), [1] * 5, seed=1)
+    a, b = WorldSimEnv(world=endless), WorldSimEnv(world=endless)
+    a.reset(seed=1)
+    b.reset(seed=2)
+    rows = []
+    for _ in range(5):
+        rows.append(a.step(1)[0])
+        b.step(2)
+    assert all(np.array_equal(x, row[0]) for x, row in zip(rows, alone[1:], strict=True))
+
+
+def test_step_needs_a_running_episode(tiny, endless):
+    env = WorldSimEnv(world=endless, max_episode_steps=2)
+    with pytest.raises(ResetNeeded, match="reset"):
+        env.step(0)
+    env.reset(seed=0)
+    assert env.step(0)[3] is False
+    assert env.step(0)[3] is True
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    mortal = WorldSimEnv(world=make_world(tiny.parent / "mortal", end_bias=50.0))
+    mortal.reset(seed=0)
+    assert mortal.step(0)[2] is True
+    with pytest.raises(ResetNeeded):
+        mortal.step(0)
+
+
+def test_starts_are_drawn_by_seed_or_chosen(env):
+    drawn = {env.reset(seed=s)[0].tobytes() for s in range(12)}
+    chosen = [env.reset(seed=0, options={"start": i})[0] for i in range(4)]
+    assert len(drawn) > 1
+    assert drawn <= {frame.tobytes() for frame in chosen}
+    # The start does not change what is drawn after it.
+    second = [play(env, [1], seed=3, options={"start": 2})[1][0] for _ in range(2)]
+    assert np.array_equal(*second)
+
+
+def test_own_footage_is_committed_and_its_position_kept(env):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    options = {"frames": frames, "actions": [0, 1, 2, 1, 0], "variables": {"energy": 40.0}}
+    obs, info = env.reset(seed=0, options=options)
+    assert np.array_equal(obs, frames[-1])
+    assert info["variables"] == {"energy": 40.0}
+    assert env.world.table.length == 6
+    with_past = env.step(1)[0]
+    env.reset(seed=0, options={"frames": frames[-1:], "variables": {"energy": 40.0}})
+    assert not np.array_equal(env.step(1)[0], with_past)
+
+
+def test_one_picture_as_a_start(env, tmp_path):
+    path = tmp_path / "start.png"
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(path)
+    obs, info = env.reset(seed=0, options={"image": str(path)})
+    assert (obs == 90).all()
+    assert info["variables"] == {"energy": 100.0}
+
+
+BAD_OPTIONS = [
+    ({"begin": 1}, "begin.*expected some of"),
+    ({"start": 4}, "expected an integer from 0 to 3"),
+    ({"start": "first"}, "expected an integer"),
+    ({"start": 0, "image": "x.png"}, "one of start, frames and image"),
+    ({"image": "nowhere.png"}, "cannot be read"),
+    ({"frames": np.zeros((2, 32, 32, 3), np.uint8)}, "0 actions for 2 frames"),
+    ({"frames": np.zeros((1, 16, 32, 3), np.uint8)}, r"expected uint8 \[K, \*\[32, 32, 3\]\]"),
+    ({"frames": np.zeros((1, 32, 32, 3), np.float32)}, "float32"),
+    ({"frames": np.zeros((2, 32, 32, 3), np.uint8), "actions": [7]}, "from 0 to 2"),
+    ({"image": "x.png", "variables": {"mana": 1}}, "cannot be read|mana"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_options_are_refused_and_the_world_stands(env, options, message):
+    twin = play(env, [1, 2], seed=1)
+    env.reset(seed=1)
+    first = env.step(1)[0]
+    with pytest.raises(ValueError, match=message):
+        env.reset(options=options)
+    assert np.array_equal(first, twin[1][0])
+    assert np.array_equal(env.step(2)[0], twin[2][0])
+
+
+@pytest.mark.parametrize("action", [3, -1, 1.5, "left", None, [1]])
+def test_bad_actions_are_refused_before_the_world_moves(env, action):
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"expected an integer from 0 to 2 \(0 none, 1 left, 2 right\)"):
+        env.step(action)
+    assert env.world.block == 0
+
+
+BAD_ARGUMENTS = [
+    ({"world": "quake"}, "no world 'quake': expected one of"),
+    ({"device": "cuda:9"}, "CUDA devices"),
+    ({"device": "abacus"}, "expected cpu, cuda"),
+    ({"dtype": "int3"}, "dtype 'int3'"),
+    ({"obs": "pixels"}, "obs 'pixels': expected one of"),
+    ({"render_mode": "ascii"}, "render_mode"),
+    ({"num_steps": 0}, "num_steps 0"),
+    ({"window": 0}, "window 0"),
+    ({"max_episode_steps": 1}, "at least 2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS)
+def test_bad_arguments_are_named(endless, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        WorldSimEnv(**{"world": endless, **arguments})
+
+
+def test_reward_fn_replaces_the_head_and_is_checked(endless):
+    env = WorldSimEnv(world=endless, reward_fn=lambda frames, info: float(frames.mean()))
+    env.reset(seed=0)
+    obs, reward, *_ = env.step(1)
+    assert reward == pytest.approx(float(obs.mean()))
+    env = WorldSimEnv(world=endless, reward_fn=lambda frames, info: float("nan"))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="finite"):
+        env.step(1)
+
+
+def test_render_modes(endless, monkeypatch):
+    env = WorldSimEnv(world=endless, render_mode="rgb_array")
+    obs, _ = env.reset(seed=0)
+    assert np.array_equal(env.render(), obs)
+    env = WorldSimEnv(world=endless, render_mode="rgb_array_list")
+    env.reset(seed=0)
+    seen = [env.step(1)[0] for _ in range(3)]
+    frames = env.render()
+    assert len(frames) == 4
+    assert np.array_equal(frames[-1], seen[-1])
+    assert env.render() == []
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = WorldSimEnv(world=endless, render_mode="human")
+    env.reset(seed=0)
+    env.step(1)
+    assert env.render() is None
+    env.close()
+    env.close()
+
+
+def test_the_window_and_num_steps_arguments_reach_the_engine(endless):
+    wide, narrow = WorldSimEnv(world=endless), WorldSimEnv(world=endless, window=1, num_steps=5)
+    assert narrow.engine.policy.window == 1
+    assert len(narrow.engine.passes) == 6
+    actions = [1, 2, 1, 1]
+    assert not same(play(wide, actions), play(narrow, actions))
+
+
+def test_gymnasium_sees_keys_and_rate(env):
+    keys = env.get_keys_to_action()
+    assert keys[()] == 0
+    assert keys[(ord("a"),)] == 1
+    assert env.metadata["render_fps"] == 10
+
+
+SPACES = [
+    (ContinuousActions((-1.0, 0.0), (1.0, 2.0)), np.array([0.5, 1.0], np.float32), np.array([0.5, 3.0], np.float32)),
+    (
+        DictActions((("move", DiscreteActions(3)), ("look", ContinuousActions((-1.0,), (1.0,))))),
+        {"move": 1, "look": np.array([0.2], np.float32)},
+        {"move": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("actions", "good", "bad"), SPACES)
+def test_continuous_and_dict_actions(tmp_path, actions, good, bad):
+    env = WorldSimEnv(world=make_world(tmp_path / "w", actions=actions, end_bias=-50.0))
+    assert env.action_space.contains(good)
+    env.reset(seed=0)
+    env.step(good)
+    env.step(env.action_space.sample())
+    with pytest.raises(ValueError, match="expected"):
+        env.step(bad)
+    with warnings.catch_warnings():  # unsymmetric bounds are the world's own: a recommendation, not an error
+        warnings.simplefilter("ignore")
+        check_env(env, skip_render_check=True)
+
+
+def test_a_sync_vector_env_is_two_envs(endless):
+    vector = gym.make_vec("inferix_env/World-v0", num_envs=2, vectorization_mode="sync", world=str(endless))
+    vector.reset(seed=[3, 4])
+    obs = vector.step(np.array([1, 2]))[0]
+    single = WorldSimEnv(world=endless)
+    single.reset(seed=4)
+    assert np.array_equal(single.step(2)[0], obs[1])
+    vector.close()

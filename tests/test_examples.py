@@ -1,0 +1,78 @@
+"""The examples run, in a tiny world, and do what they say."""
+
+import av
+import numpy as np
+import pytest
+
+from examples import custom_reward, own_footage, quickstart, vector
+from inferix_env.env import WorldSimEnv
+from tests.worlds import make_world
+from tests.worlds import make_world
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=lambda block: f"block={block}")
+def world(request, tmp_path_factory):
+    return str(make_world(tmp_path_factory.mktemp("world"), end_bias=-80.0, block=request.param))
+
+
+@pytest.fixture(scope="module")
+def ending_world(tmp_path_factory):
+    return str(make_world(tmp_path_factory.mktemp("world")))
+
+
+def num_frames(path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_quickstart(world, capsys):
+    quickstart.main(world, steps=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("(32, 32, 3) (") and "'energy'" in line for line in lines)
+
+
+def test_quickstart_goes_on_after_an_end(ending_world, capsys):
+    quickstart.main(ending_world, steps=6)
+    assert "True" in capsys.readouterr().out
+
+
+def test_vector(world):
+    totals = vector.main(world, steps=3)
+    assert totals.shape == (2,)
+    assert totals[0] != totals[1]
+
+
+def test_own_footage(world, tmp_path, capsys):
+    own_footage.main(world, out=tmp_path / "clip.mp4", steps=5)
+    per_step = WorldSimEnv(world=world).world_spec.block
+    assert num_frames(tmp_path / "clip.mp4") == (12 + 5) * per_step
+    assert f"{12 * per_step} frames of footage, {5 * per_step} dreamt" in capsys.readouterr().out
+
+
+def test_footage_from_a_file(world, tmp_path, capsys):
+    footage = own_footage.film(WorldSimEnv(world=world), steps=4)
+    assert len(footage["actions"]) == len(footage["frames"]) - 1
+    np.savez(tmp_path / "footage.npz", **footage)
+    own_footage.main(world, tmp_path / "footage.npz", tmp_path / "clip.mp4", steps=2)
+    assert f"{len(footage['frames'])} frames of footage" in capsys.readouterr().out
+
+
+def test_custom_reward(world):
+    means = custom_reward.main(world, steps=3)
+    assert len(means) == 3
+    assert all(0 <= mean <= 1 for mean in means)
+
+
+def test_custom_reward_takes_the_place_of_the_head(world, monkeypatch):
+    monkeypatch.setattr(custom_reward, "calm", lambda frames, info: len(frames) + 7)
+    per_step = WorldSimEnv(world=world).world_spec.block
+    assert custom_reward.main(world, steps=2) == [7 + per_step] * 3
+
+
+def test_calm_likes_no_fire_and_no_end():
+    blue, red = np.zeros((2, 1, 4, 4, 3), np.uint8)
+    blue[..., 2], red[..., 0] = 255, 255
+    safe, deadly = {"end_probability": 0.0}, {"end_probability": 0.5}
+    assert (custom_reward.calm(blue, safe), custom_reward.calm(red, safe)) == (1.0, 0.0)
+    assert custom_reward.calm(blue, deadly) == 0.5
