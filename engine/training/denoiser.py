@@ -155,14 +155,19 @@ def denoiser_loss(
 @torch.no_grad()
 def dream(denoiser: nn.Module, batch: Sequences, given: int, seed: int) -> Tensor:
     """Replace frames `given` .. F-1 by the model's own under the sequence's actions; history recomputed, no cache."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _dream(denoiser, batch, given)
+
+
+def _dream(denoiser: nn.Module, batch: Sequences, given: int) -> Tensor:
     made = batch.latents.clone()
-    generator = torch.Generator().manual_seed(seed)
     passes = flow(batch.spec.num_steps, batch.spec.shift, batch.spec.context_noise)
     for now in range(given, made.shape[1]):
         past = batch.upto(now + 1, made)
         levels = torch.full(past.latents.shape[:2], batch.spec.context_noise, device=made.device)
         view, _ = past.context(denoiser, past.latents, levels)
-        x = torch.randn(made[:, now].shape, generator=generator).to(made.device)
+        x = torch.randn_like(made[:, now])
         for step in passes:
             if step.update is None:
                 continue
