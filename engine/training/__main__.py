@@ -17,7 +17,7 @@ import tyro
 
 from engine.hardware import set_threads
 from engine.loading import Parts, check_device, load_parts, read_card
-from engine.spec import CodecSpec, DenoiserSpec, KVPolicy, WorldSpec
+from engine.spec import ActionSpec, CodecSpec, DenoiserSpec, DiscreteActions, KVPolicy, WorldSpec
 from engine.training.codec import CodecConfig, train_codec
 from engine.training.collect import CollectConfig, collect
 from engine.training.data import Shards
@@ -40,7 +40,8 @@ class TrainConfig:
         num_steps: denoising passes of a step.
         shift: warps the passes' noise levels towards high noise.
         context_noise: noise level of the cache.
-        card: a JSON file whose fields (title, licence, notes, ...) are copied into the world's card.
+        card: a JSON file whose fields (title, keys, licence, ...) are copied into the world's card; its
+            "action_names" name the actions of a discrete world.
     """
 
     out: Path
@@ -60,6 +61,29 @@ class TrainConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
 
 
+def read_extra(config: TrainConfig) -> dict:
+    """The fields of `--card`, empty without one."""
+    if config.card is None:
+        return {}
+    try:
+        return json.loads(config.card.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--card {config.card} is not JSON: {error}") from None
+
+
+def named(actions: ActionSpec, names: list[str]) -> ActionSpec:
+    """Discrete actions with their names.
+
+    Raises:
+        ValueError: there are names, and not one for each action.
+    """
+    if not names:
+        return actions
+    if not isinstance(actions, DiscreteActions) or len(names) != actions.n:
+        raise ValueError(f"action_names {names}: expected one for each of the actions {actions}")
+    return replace(actions, names=tuple(names))
+
+
 def make_spec(config: TrainConfig, data: Path) -> WorldSpec:
     """The world's spec, from the settings and what the data set says of its env."""
     shards = Shards(data, "train")
@@ -68,7 +92,7 @@ def make_spec(config: TrainConfig, data: Path) -> WorldSpec:
         name=config.out.name.replace("_", "-"),
         frame=(config.collect.height, config.collect.width),
         fps=float(recorded["fps"] or 30) / config.collect.frame_skip,
-        actions=actions_of(data),
+        actions=named(actions_of(data), read_extra(config).get("action_names", [])),
         variables=variables_of(shards),
         codec=CodecSpec(config.codec.channels, config.codec.widths, config.codec.depth),
         denoiser=config.world,
@@ -124,9 +148,8 @@ def train(config: TrainConfig) -> None:
         device,
         start.heads if start else None,
     )
-    card = json.loads(config.card.read_text()) if config.card else {}
     modules = Parts(codec, denoiser, heads)
-    export(config.out, spec, modules, data, card, config.num_starts)
+    export(config.out, spec, modules, data, read_extra(config), config.num_starts)
     print(f"wrote {config.out}")
 
 

@@ -103,9 +103,14 @@ class Sequences:
         condition = Condition(self.condition.actions[:, :frames], self.condition.variables[:, :frames])
         return Sequences(latents[:, :frames], condition, self.spec)
 
+    def view(self, context: CausalView | None = None) -> CausalView:
+        """A view of these frames. A CPU skips what chunks cannot see; a GPU would rather have one kernel."""
+        chunk = 2 if self.latents.device.type == "cpu" else self.latents.shape[1]
+        return CausalView(self.spec.kv, self.spec.stream.tokens, context, self.spec.block, chunk)
+
     def context(self, denoiser: nn.Module, latents: Tensor, levels: Tensor) -> tuple[CausalView, Tensor]:
         """Run the context copy; return its view, with K/V recorded, and its features [N, F, S, D]."""
-        view = CausalView(self.spec.kv, self.spec.stream.tokens, block=self.spec.block)
+        view = self.view()
         shown = mix(latents, torch.randn_like(latents), spread(levels))
         _, features = denoiser(shown, levels, self.positions, self.condition, view)
         return view, features
@@ -113,9 +118,8 @@ class Sequences:
     def target(self, denoiser: nn.Module, context: CausalView, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Run the target copy; return its prediction and the velocity it should have been."""
         noise = torch.randn_like(self.latents)
-        view = CausalView(self.spec.kv, self.spec.stream.tokens, context, self.spec.block)
         shown = mix(self.latents, noise, spread(levels))
-        prediction, _ = denoiser(shown, levels, self.positions, self.condition, view)
+        prediction, _ = denoiser(shown, levels, self.positions, self.condition, self.view(context))
         return prediction.float(), noise - self.latents
 
     @torch.no_grad()
@@ -125,8 +129,7 @@ class Sequences:
         levels = (0.6 + 0.4 * torch.rand(n, f)).to(self.latents.device)
         noise = torch.randn_like(self.latents)
         shown = mix(self.latents, noise, spread(levels))
-        view = CausalView(self.spec.kv, self.spec.stream.tokens, context, self.spec.block)
-        prediction, _ = denoiser(shown, levels, self.positions, self.condition, view)
+        prediction, _ = denoiser(shown, levels, self.positions, self.condition, self.view(context))
         return shown - spread(levels) * prediction.float()
 
 
@@ -175,8 +178,7 @@ def _dream(denoiser: nn.Module, batch: Sequences, given: int) -> Tensor:
             shown[:, now] = x
             times = levels.clone()
             times[:, now] = step.level
-            target = CausalView(batch.spec.kv, batch.spec.stream.tokens, view, batch.spec.block)
-            prediction, _ = denoiser(shown, times, past.positions, past.condition, target)
+            prediction, _ = denoiser(shown, times, past.positions, past.condition, past.view(view))
             x = step.update(x, prediction[:, now].float())
         made[:, now] = x
     return made
