@@ -27,7 +27,8 @@ lint: $(VENV)/.has-dev ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports --no-logo
 
 train: $(VENV)/.has-train ## collect data from a real env, train a world, write it to worlds/
-	$(BIN)/python -m engine.training --env VizdoomTakeCover-v1 --out worlds/doom_take_cover $(ARGS)
+	$(BIN)/python -m engine.training --env VizdoomTakeCover-v1 --out worlds/doom_take_cover \
+		--card inferix_env/worlds/doom_take_cover/card.json $(ARGS)
 
 bench: $(VENV)/.has-core ## time of a step
 	$(BIN)/python -m benchmarks.step $(ARGS)

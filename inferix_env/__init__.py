@@ -14,7 +14,7 @@ gymnasium.register(
     id="inferix_env/DoomTakeCover-v0",
     entry_point="inferix_env.env:WorldSimEnv",
     kwargs={"world": "doom-take-cover"},
-    max_episode_steps=2100,
+    max_episode_steps=525,  # 2,100 game tics, the horizon of Ha & Schmidhuber (2018)
 )
 # Any world folder: gym.make("inferix_env/World-v0", world="path/to/world").
 gymnasium.register(id="inferix_env/World-v0", entry_point="inferix_env.env:WorldSimEnv")
