@@ -117,7 +117,7 @@ def train_codec(
 
     def loss(module: AutoEncoder, rng: np.random.Generator) -> tuple[Tensor, Metrics]:
         frames, before = (torch.from_numpy(x).to(device) for x in sample_pairs(shards, rows, rng, config.fit.batch))
-        return codec_loss(module, frames, before, rarity(frames), config)
+        return codec_loss(module, frames, before, rarity, config)
 
     def validate(average: AutoEncoder, step: int) -> Metrics:
         return codec_report(average, torch.from_numpy(test[0]).to(device), folder / f"codec-{step:06d}.png")
@@ -125,7 +125,8 @@ def train_codec(
     return fit("codec", codec, loss, validate, config.fit, folder)
 
 
-def codec_loss(codec: AutoEncoder, frames: Tensor, before: Tensor, rarity: Tensor, config: CodecConfig):
+def codec_loss(codec: AutoEncoder, frames: Tensor, before: Tensor, rarity: ColourRarity, config: CodecConfig):
+    """The weighted loss and the plain squared error. A colour is rare where it is, and where it was made up."""
     now, past = to_signal(frames, torch.float32), to_signal(before, torch.float32)
     with autocast(now.device):
         z = codec.encoder(now).float()
@@ -133,7 +134,8 @@ def codec_loss(codec: AutoEncoder, frames: Tensor, before: Tensor, rarity: Tenso
         z = z + config.latent_noise * codec.std[:, None, None] * torch.randn_like(z)
         out = codec.decoder(z).float()
     error = out - now
-    weights = pixel_weights(now, past, rarity, config)
+    rare = torch.maximum(rarity(frames), rarity(to_frames(out.detach())))
+    weights = pixel_weights(now, past, rare, config)
     absolute = (weights * error.abs()).mean()
     edges = (weights * laplacian(error).abs()).mean()
     squared = (weights * error.square()).mean()
