@@ -1,7 +1,7 @@
 """Checkpoint -> WorldModel, strict; and the way back.
 
 A world is a folder: `world.json` (the card; its "spec" is a WorldSpec), `model.safetensors` (codec.*, denoiser.*,
-heads.*) and `starts.npz` (real frames to begin from). Every tensor is used once, shapes are checked, and a file that
+heads.*) and `starts.npz` (openings of real episodes). Every tensor is used once, shapes are checked, and a file that
 does not fit gives one error before anything is kept.
 """
 

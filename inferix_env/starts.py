@@ -42,13 +42,13 @@ def make_start(options: Mapping[str, Any], folder: Path, spec: WorldSpec, rng: n
 
 
 def from_shipped(index: Any, folder: Path, spec: WorldSpec, rng: np.random.Generator) -> Start:
-    frames, variables = worlds.starts(folder)
+    frames, actions, variables = worlds.starts(folder)
     drawn = int(rng.integers(len(frames)))  # drawn even where an index is given: the same draws follow
     if index is None:
         index = drawn
     if not isinstance(index, int | np.integer) or not 0 <= index < len(frames):
         raise ValueError(f"start {index!r}: expected an integer from 0 to {len(frames) - 1}")
-    return Start(frames[index], no_actions(len(frames[index]), spec), variables[index])
+    return Start(frames[index], actions[index], variables[index])
 
 
 def from_footage(options: Mapping[str, Any], folder: Path, spec: WorldSpec) -> Start:
@@ -91,7 +91,7 @@ def variable_rows(options: Mapping[str, Any], count: int, folder: Path, spec: Wo
     names = [v.name for v in spec.variables]
     if not isinstance(given, Mapping) or set(given) - set(names):
         raise ValueError(f"variables {given!r}: expected a mapping with some of the names {names}")
-    usual = worlds.starts(folder)[1][0, 0] if names else np.zeros(0)
+    usual = worlds.starts(folder)[2][0, 0] if names else np.zeros(0)
     row = [given.get(name, float(usual[i])) for i, name in enumerate(names)]
     try:
         columns = [np.broadcast_to(np.asarray(value, np.float64), count) for value in row]

@@ -7,7 +7,6 @@ import pytest
 from examples import custom_reward, own_footage, quickstart, vector
 from inferix_env.env import WorldSimEnv
 from tests.worlds import make_world
-from tests.worlds import make_world
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=lambda block: f"block={block}")

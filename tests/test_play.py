@@ -18,7 +18,10 @@ import inferix_env
 from engine import ContinuousActions
 from inferix_env import play, viewer
 from inferix_env.env import WorldSimEnv
-from inferix_env.play import Keys, PlayConfig, Session, Tally, free_commands, lively_script
+from inferix_env.headless import Tally, lively_script
+from inferix_env.keys import Keys, free_commands
+from inferix_env.play_config import PlayConfig
+from inferix_env.session import Session
 from inferix_env.viewer import Window
 from tests.worlds import make_world
 
@@ -141,8 +144,9 @@ def no_display(monkeypatch):
 @pytest.fixture
 def no_pygame(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    monkeypatch.delitem(sys.modules, "inferix_env.viewer")
-    monkeypatch.delattr(inferix_env, "viewer")
+    for name in ("viewer", "hud"):
+        monkeypatch.delitem(sys.modules, f"inferix_env.{name}")
+        monkeypatch.delattr(inferix_env, name)
 
 
 def test_held_keys_act_and_released_ones_do_not(session):
@@ -225,14 +229,14 @@ def test_n_does_nothing_while_it_runs(session):
 def test_an_end_is_shown_and_goes_on_by_itself(session, monkeypatch):
     session.env.ends = True
     until(session, lambda: session.episode.over == "ended")
-    hud = session._hud(session.clock())
+    hud = session._hud(time.perf_counter())
     assert hud["banner"][0] == "ended - R to reset"
     assert f"return {session.episode.total:.1f}" in hud["banner"][1]
     count = len(session.env.taken)
     run_for(session, 5 / FPS)
     assert len(session.env.taken) == count
     session.env.ends = False
-    monkeypatch.setattr(play, "RESTART_AFTER", 0.0)
+    monkeypatch.setattr("inferix_env.session.RESTART_AFTER", 0.0)
     until(session, lambda: session.episode.seed == 6 and session.episode.steps > 0)
 
 

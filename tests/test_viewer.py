@@ -8,9 +8,10 @@ import numpy as np
 import pygame
 import pytest
 
-from inferix_env import viewer
+from inferix_env import hud, viewer
 from inferix_env.env import WorldSimEnv
-from inferix_env.viewer import Event, Hud, Window, best_scale, layout
+from inferix_env.hud import Hud
+from inferix_env.viewer import Event, Window, best_scale, layout
 from tests.worlds import make_world
 
 EMPTY: Hud = {
@@ -171,17 +172,17 @@ def test_events_have_plain_names(window):
 def test_held_keys_are_lit(window):
     frame = np.zeros((12, 16, 3), np.uint8)
     window.show(frame, {**EMPTY, "keys": [("left", False), ("space", False)]})
-    assert not has_colour(pixels(window), viewer.LIT)
+    assert not has_colour(pixels(window), hud.LIT)
     window.show(frame, {**EMPTY, "keys": [("left", False), ("space", True)]})
-    assert has_colour(pixels(window)[480:, 320:], viewer.LIT)
+    assert has_colour(pixels(window)[480:, 320:], hud.LIT)
 
 
 def test_a_recording_is_marked(window):
     frame = np.zeros((12, 16, 3), np.uint8)
     window.show(frame, EMPTY)
-    assert not has_colour(pixels(window), viewer.RED)
+    assert not has_colour(pixels(window), hud.RED)
     window.show(frame, {**EMPTY, "recording": "REC 3 s"})
-    assert has_colour(pixels(window)[:60, 480:], viewer.RED)
+    assert has_colour(pixels(window)[:60, 480:], hud.RED)
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,13 @@ def make_modules(spec: WorldSpec, seed: int = 0) -> Parts:
     return modules
 
 
-def make_starts(spec: WorldSpec, count: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Random start frames uint8 [count, 1, H, W, 3] and variables [count, 1, V] at their upper bounds."""
+def make_starts(spec: WorldSpec, count: int = 4) -> dict[str, np.ndarray]:
+    """Openings of one block: random frames, no actions, variables at their upper bounds."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (count, spec.block, *spec.frame, 3), dtype=np.uint8)
     variables = np.tile(np.float32([v.high for v in spec.variables]), (count, spec.block, 1))
-    return frames, variables
+    actions = np.zeros((count, spec.block, spec.actions.width), np.float32)
+    return {"frames": frames, "actions": actions, "variables": variables}
 
 
 def make_world(folder: Path, seed: int = 0, end_bias: float = 0.0, **changes) -> Path:
@@ -49,6 +50,5 @@ def make_world(folder: Path, seed: int = 0, end_bias: float = 0.0, **changes) ->
     modules = make_modules(spec, seed)
     modules.heads.end[2].bias.data[0] += end_bias
     save_world(Path(folder), {"title": "Tiny", "keys": keys, "spec": spec.to_dict()}, modules)
-    frames, variables = make_starts(spec)
-    np.savez_compressed(Path(folder) / "starts.npz", frames=frames, variables=variables)
+    np.savez_compressed(Path(folder) / "starts.npz", **make_starts(spec))
     return Path(folder)

@@ -36,7 +36,8 @@ class TrainConfig:
         data: where the episodes are or will be; `out/training/data` by default.
         device: cpu, cuda, or auto (CUDA where there is one).
         init: an existing world folder of the same sizes whose weights to start from.
-        num_starts: real start frames to ship with the world.
+        num_starts: openings of real episodes to ship with the world, for `reset` to draw from.
+        start_frames: frames of each; an env whose first frame never varies has more variety in more of them.
         num_steps: denoising passes of a step.
         shift: warps the passes' noise levels towards high noise.
         context_noise: noise level of the cache.
@@ -48,7 +49,8 @@ class TrainConfig:
     data: Path | None = None
     device: str = "auto"
     init: Path | None = None
-    num_starts: int = 256
+    num_starts: int = 64
+    start_frames: int = 4
     num_steps: int = 2
     shift: float = 2.0
     context_noise: float = 0.1
@@ -149,7 +151,7 @@ def train(config: TrainConfig) -> None:
         start.heads if start else None,
     )
     modules = Parts(codec, denoiser, heads)
-    export(config.out, spec, modules, data, read_extra(config), config.num_starts)
+    export(config.out, spec, modules, data, read_extra(config), config.num_starts, config.start_frames)
     print(f"wrote {config.out}")
 
 

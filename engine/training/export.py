@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.loading import Parts, save_world
-from engine.spec import VariableSpec, WorldSpec
+from engine.spec import VariableSpec, WorldSpec, action_spec
 from engine.training.data import Shards
 
 # More distinct changes than this become quantiles.
@@ -43,20 +43,41 @@ def changes_of(moved: np.ndarray) -> tuple[float, ...]:
     return tuple(float(x) for x in np.unique(np.append(seen, 0.0)))
 
 
-def write_starts(path: Path, shards: Shards, count: int) -> None:
-    """Keep the first frames of `count` episodes, evenly spread over the data: uint8 [count, 1, H, W, 3]."""
-    rows = shards.starts[:-1][np.linspace(0, len(shards.starts) - 2, min(count, len(shards.starts) - 1)).astype(int)]
-    frames = np.stack([shards.frames(int(row), int(row) + 1) for row in rows])
+def write_starts(path: Path, shards: Shards, count: int, frames: int) -> None:
+    """Keep the openings of `count` episodes, evenly spread over the data: their first `frames` frames.
+
+    Written as frames uint8 [count, K, H, W, 3], encoded actions [count, K, A] (row k led to frame k, zeros at the
+    first) and variables [count, K, V].
+
+    Raises:
+        ValueError: no episode has that many frames with pictures.
+    """
+    valid = shards.column("valid").astype(bool)
+    lengths = np.diff(shards.starts) - ~valid[shards.starts[1:] - 1]
+    long = shards.starts[:-1][lengths >= frames]
+    if not len(long):
+        raise ValueError(f"no episode has {frames} frames to start from: lower --start-frames")
+    chosen = long[np.linspace(0, len(long) - 1, min(count, len(long))).astype(int)]
+    rows = chosen[:, None] + np.arange(frames)
+    actions = action_spec(shards.metadata["actions"]).encode_rows(shards.column("actions"))[rows]
+    actions[:, 0] = 0
     temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, frames=frames, variables=shards.column("variables")[rows][:, None])
+    np.savez_compressed(
+        temporary,
+        frames=np.stack([shards.frames(int(row), int(row) + frames) for row in chosen]),
+        actions=actions,
+        variables=shards.column("variables")[rows],
+    )
     os.replace(temporary, path)
 
 
-def export(out: Path, spec: WorldSpec, modules: Parts, data: Path, card: dict[str, Any], num_starts: int) -> None:
+def export(
+    out: Path, spec: WorldSpec, modules: Parts, data: Path, card: dict[str, Any], num_starts: int, start_frames: int
+) -> None:
     """Write the world folder `out`; the card's spec and data set description are filled in here."""
     shards = Shards(data, "train")
     out.mkdir(parents=True, exist_ok=True)
-    write_starts(out / "starts.npz", shards, num_starts)
+    write_starts(out / "starts.npz", shards, num_starts, start_frames)
     described = {"rows": len(shards), "episodes": len(shards.starts) - 1, **shards.metadata["config"]}
     described.pop("workers", None)
     save_world(out, {**card, "spec": spec.to_dict(), "data": described}, modules)

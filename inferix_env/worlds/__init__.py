@@ -1,6 +1,6 @@
 """Shipped worlds, and how a name or a path becomes one. Weights are immutable and shared within a process.
 
-A world is a folder: world.json (the card), model.safetensors, starts.npz (real frames to begin from).
+A world is a folder: world.json (the card), model.safetensors, starts.npz (openings of real episodes).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _load(load, folder: Path, device: str, dtype, stamp: int) -> WorldModel:
 
 
 @lru_cache(maxsize=4)
-def starts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Real start frames uint8 [M, K, H, W, 3] and variables float32 [M, K, V] shipped with a world.
+def starts(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Openings of real episodes: uint8 frames [M, K, H, W, 3], encoded actions [M, K, A], variables [M, K, V].
 
     Raises:
         ValueError: the world has none.
@@ -60,4 +60,4 @@ def starts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{folder} has no starts.npz: give reset options 'frames' or 'image' instead")
     with np.load(path) as data:
-        return data["frames"], data["variables"]
+        return data["frames"], data["actions"], data["variables"]
