@@ -3,7 +3,7 @@
 model = engine.load("inferix_env/worlds/doom_take_cover")
 sim = engine.Engine(model)
 world = sim.open(start, seed=0)
-[block] = sim.step([world], actions)
+[block] = sim.step([world], [engine.Condition.of(actions)])
 """
 
 from typing import TYPE_CHECKING

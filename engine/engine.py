@@ -9,6 +9,9 @@ Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +24,7 @@ from engine.kv.pool import Pool
 from engine.kv.view import PagedView
 from engine.model import WorldModel
 from engine.schedule import Pass, commit, flow
-from engine.spec import KVPolicy
+from engine.spec import KVPolicy, WorldSpec
 from engine.world import Block, Start, World
 
 # Windows' worth of pages beyond what the worlds can hold: one in SLACK steps gathers, the others slice.
@@ -92,33 +95,31 @@ class Engine:
         self._commit_real(world, seen)
 
     @torch.inference_mode()
-    def outlook(self, worlds: list[World], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def outlook(self, worlds: list[World], conditions: Sequence[Condition]) -> tuple[np.ndarray, np.ndarray]:
         """What the next step would bring, without making it.
 
         Args:
-            actions: as for `step`.
+            conditions: as for `step`.
 
         Returns:
             The probability that it ends each episode, and the reward it would pay if so, each float32 [N].
         """
-        check_step(worlds, actions, self.spec)
-        return self._outlook(
-            worlds, Condition(torch.from_numpy(np.asarray(actions, np.float32)), self._variables(worlds))
-        )
+        check_step(worlds, conditions, self.spec)
+        return self._outlook(worlds, self._joined(worlds, conditions))
 
     @torch.inference_mode()
-    def step(self, worlds: list[World], actions: np.ndarray) -> list[Block]:
+    def step(self, worlds: list[World], conditions: Sequence[Condition]) -> list[Block]:
         """Make the next block of each world.
 
         Args:
             worlds: open worlds of this engine, each at most once, of any ages.
-            actions: encoded actions float32 [N, F, A], one a latent frame of the block.
+            conditions: one for each, with an action for every latent frame of the block (see `Condition.of`).
 
         Raises:
-            ValueError: a world is closed or named twice, or the actions' shape is wrong; no world moved.
+            ValueError: a world is closed or named twice, or a condition does not fit; no world moved.
         """
-        check_step(worlds, actions, self.spec)
-        condition = Condition(torch.from_numpy(np.asarray(actions, np.float32)), self._variables(worlds))
+        check_step(worlds, conditions, self.spec)
+        condition = self._joined(worlds, conditions)
         ends, last_rewards = self._outlook(worlds, condition)
         latents = torch.stack([w.noise.latent(w.block, 0, (self.spec.block, *self.spec.latent)) for w in worlds])
         latents = self._run(worlds, self.passes, latents.to(self.model.device), condition, None)
@@ -198,16 +199,16 @@ class Engine:
             world.codec_state = state
         return list(frames.cpu().numpy())
 
-    def _variables(self, worlds: list[World]) -> Tensor:
-        """Scaled variables as they stand, repeated over the block's latent frames, [N, F, V]."""
+    def _joined(self, worlds: list[World], conditions: Sequence[Condition]) -> Condition:
+        """The conditions of all worlds, with their variables as they stand, repeated over the block's frames."""
         rows = self.spec.encode_variables(np.stack([w.variables for w in worlds]))
-        return torch.from_numpy(rows)[:, None].expand(-1, self.spec.block, -1)
+        variables = torch.from_numpy(rows)[:, None].expand(-1, self.spec.block, -1)
+        return replace(Condition.stack(conditions), variables=variables).to(self.model.device)
 
     def _outlook(self, worlds: list[World], condition: Condition) -> tuple[np.ndarray, np.ndarray]:
         """End probability of the step about to be made, and the reward if it does end, each [N]."""
         states = torch.stack([w.head_state for w in worlds if w.head_state is not None])
-        now = condition.to(self.model.device)
-        logits, rewards = self.model.heads.next(states, now.variables[:, 0], now.actions[:, 0])
+        logits, rewards = self.model.heads.next(states, condition.variables[:, 0], condition.actions[:, 0])
         return logits.sigmoid().cpu().numpy(), rewards.cpu().numpy()
 
     def _read_heads(self, worlds: list[World]) -> np.ndarray:
@@ -223,7 +224,7 @@ class Engine:
         return rewards.cpu().numpy()
 
 
-def check_start(start: Start, spec) -> None:
+def check_start(start: Start, spec: WorldSpec) -> None:
     """Raise ValueError unless a start has the spec's shapes."""
     frames, height_width = start.frames, (*spec.frame, 3)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != height_width or len(frames) < 1:
@@ -244,12 +245,15 @@ def check_start(start: Start, spec) -> None:
         )
 
 
-def check_step(worlds: list[World], actions: np.ndarray, spec) -> None:
+def check_step(worlds: list[World], conditions: Sequence[Condition], spec: WorldSpec) -> None:
     """Raise ValueError unless every world can move."""
     if not worlds or any(not w.open for w in worlds):
         raise ValueError("step needs at least one world, all of them open")
     if len({id(w) for w in worlds}) != len(worlds):
         raise ValueError("a world is named twice in one step")
-    expected = (len(worlds), spec.block, spec.actions.width)
-    if np.shape(actions) != expected:
-        raise ValueError(f"actions are {list(np.shape(actions))}: expected encoded actions {list(expected)}")
+    if len(conditions) != len(worlds):
+        raise ValueError(f"{len(conditions)} conditions for {len(worlds)} worlds: expected one each")
+    expected = [spec.block, spec.actions.width]
+    for condition in conditions:
+        if list(condition.actions.shape) != expected:
+            raise ValueError(f"a condition's actions are {list(condition.actions.shape)}: expected encoded {expected}")

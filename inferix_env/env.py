@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from engine import Engine, KVPolicy, World, read_card
+from engine import Condition, Engine, KVPolicy, World, read_card
 from inferix_env import worlds
 from inferix_env.actions import key_map, space_of
 from inferix_env.rewards import RewardFn, checked
@@ -104,7 +104,8 @@ class WorldSimEnv(gym.Env):
         if self.world is None or self.over:
             raise ResetNeeded("step needs an episode that runs: call reset() first")
         encoded = self.world_spec.actions.encode(action)
-        [block] = self.engine.step([self.world], np.tile(encoded, (1, self.world_spec.block, 1)))
+        condition = Condition.of(np.tile(encoded, (self.world_spec.block, 1)))
+        [block] = self.engine.step([self.world], [condition])
         self.steps += 1
         self._show(block.frames)
         info = self._info(block.frames, block.end_probability, block.variables)

@@ -29,8 +29,8 @@ def footage(count: int, seed: int = 0, block: int = 1) -> Start:
     return Start(frames, actions, rng.uniform(20, 100, (count, 1)))
 
 
-def act(*indices: int, block: int = 1) -> np.ndarray:
-    return np.eye(3, dtype=np.float32)[list(indices)][:, None].repeat(block, axis=1)
+def act(*indices: int, block: int = 1) -> list[Condition]:
+    return [Condition.of(np.eye(3, dtype=np.float32)[[i] * block]) for i in indices]
 
 
 def roll(sim: Engine, world, count: int, seed: int = 1) -> list:
@@ -72,7 +72,7 @@ def test_a_dreamed_block_equals_the_one_dreamed_without_a_cache(window, sink):
     reference = Uncached(sim, footage(3), seed=5)
     for action in (1, 2, 0, 1, 1, 2, 0):
         [block] = sim.step([world], act(action))
-        latents = reference.step(act(action)[0])
+        latents = reference.step(action)
         torch.testing.assert_close(world.latents, latents, atol=1e-4, rtol=1e-3)
         reference.variables.append(block.variables)
 
@@ -93,8 +93,8 @@ class Uncached:
         return SeededNoise(self.seed).latent(block, draw, (1, *self.spec.latent))[0]
 
     @torch.inference_mode()
-    def step(self, action: np.ndarray) -> torch.Tensor:
-        self.actions.append(action[0])
+    def step(self, action: int) -> torch.Tensor:
+        self.actions.append(np.eye(3, dtype=np.float32)[action])
         level = self.spec.context_noise
         past = [mix(z, e, level) for z, e in zip(self.latents, self.noises, strict=True)]
         count = len(past) + 1
@@ -211,8 +211,10 @@ def test_bad_input_is_refused_before_a_world_moves():
     world = sim.open(footage(1), seed=0)
     closed = sim.open(footage(1), seed=0)
     sim.close(closed)
-    with pytest.raises(ValueError, match=r"expected encoded actions \[1, 1, 3\]"):
-        sim.step([world], np.zeros((1, 3), np.float32))
+    with pytest.raises(ValueError, match=r"are \[2, 3\]: expected encoded \[1, 3\]"):
+        sim.step([world], act(0, block=2))
+    with pytest.raises(ValueError, match="2 conditions for 1 worlds"):
+        sim.step([world], act(0, 1))
     with pytest.raises(ValueError, match="open"):
         sim.step([closed], act(0))
     with pytest.raises(ValueError, match="twice"):

@@ -280,3 +280,14 @@ def test_a_sync_vector_env_is_two_envs(endless):
     single.reset(seed=4)
     assert np.array_equal(single.step(2)[0], obs[1])
     vector.close()
+
+
+def test_a_world_without_whole_starts_says_so(tmp_path):
+    world = make_world(tmp_path / "w")
+    np.savez(world / "starts.npz", frames=np.zeros((1, 1, 32, 32, 3), np.uint8))
+    env = WorldSimEnv(world=world)
+    with pytest.raises(ValueError, match=r"lacks \['actions', 'variables'\]"):
+        env.reset(seed=0)
+    (world / "starts.npz").unlink()
+    with pytest.raises(ValueError, match="no starts.npz"):
+        env.reset(seed=0)

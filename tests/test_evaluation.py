@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import inferix_env.evaluation.__main__ as command
-from engine import ContinuousActions, Engine, load
+from engine import Condition, ContinuousActions, Engine, load
 from inferix_env.evaluation import (
     dream,
     faults,
@@ -383,7 +383,7 @@ def test_ends_asked_along_an_episode_are_those_of_its_whole_history(engine, epis
     odds = lives.ask_all(engine, episodes[:1]).probabilities
     for t in (1, 5, episodes[0].steps):
         world = engine.open(episodes[0].rows(0, t), seed=0)
-        [expected], _ = engine.outlook([world], episodes[0].actions[t][None, None])
+        [expected], _ = engine.outlook([world], [Condition.of(episodes[0].actions[t][None])])
         engine.close(world)
         assert odds[t - 1] == pytest.approx(expected, rel=1e-4)
 

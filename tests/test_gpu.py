@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Engine, Start
+from engine import Condition, Engine, Start
 from engine.loading import assemble
 from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss
 from inferix_env.env import WorldSimEnv
@@ -24,7 +24,7 @@ def rollout(device: str, dtype: torch.dtype) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     world = sim.open(Start(frames, np.eye(3, dtype=np.float32), np.full((3, 1), 50.0)), seed=1)
-    return [sim.step([world], np.eye(3, dtype=np.float32)[[a % 3]][None])[0].frames for a in range(6)]
+    return [sim.step([world], [Condition.of(np.eye(3, dtype=np.float32)[[a % 3]])])[0].frames for a in range(6)]
 
 
 def test_cuda_dreams_what_the_cpu_dreams():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine import Engine, Start, World, WorldModel, WorldSpec
+from engine import Condition, Engine, Start, World, WorldModel, WorldSpec
 from inferix_env.evaluation.episodes import Episode
 
 GROUP = 16  # worlds stepped in one call; an engine for evaluation is made with `max_worlds=GROUP`
@@ -65,7 +65,7 @@ def walk(
             if hold:
                 for world, values in zip(worlds, held, strict=True):
                     world.variables[:] = values
-            blocks = engine.step(worlds, actions[:, step, None])
+            blocks = engine.step(worlds, [Condition.of(row[None]) for row in actions[:, step]])
             yield np.stack([block.frames[-1] for block in blocks])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from engine import Block, Engine, World
+from engine import Block, Condition, Engine, World
 from inferix_env.evaluation.dreaming import GROUP, opened
 from inferix_env.evaluation.episodes import Episode
 from inferix_env.evaluation.policies import Policy
@@ -47,8 +47,8 @@ def ask(engine: Engine, episodes: Sequence[Episode], bar: tqdm) -> list[tuple[np
     with opened(engine, [e.rows(0, 1) for e in episodes], range(len(episodes))) as worlds:
         for t in range(1, max(e.steps for e in episodes) + 1):
             alive = [(world, e) for world, e in zip(worlds, episodes, strict=True) if t <= e.steps]
-            actions = np.stack([e.actions[t, None] for _, e in alive])
-            odds, foretold = engine.outlook([world for world, _ in alive], actions)
+            conditions = [Condition.of(e.actions[t, None]) for _, e in alive]
+            odds, foretold = engine.outlook([world for world, _ in alive], conditions)
             ended = np.array([e.terminated and t == e.steps for _, e in alive])
             out.append((odds, ended, foretold, np.array([e.rewards[t] for _, e in alive])))
             for world, episode in alive:
@@ -85,7 +85,7 @@ def survive(
 def advance(engine: Engine, running: dict[int, World], lives: list, plays: list, limit: int) -> list[int]:
     """Step all running dreams once; return those that are over."""
     choices = np.array([next(plays[i]) for i in running])
-    actions = engine.spec.actions.encode_rows(choices)[:, None]
-    for i, block in zip(running, engine.step(list(running.values()), actions), strict=True):
+    conditions = [Condition.of(row[None]) for row in engine.spec.actions.encode_rows(choices)]
+    for i, block in zip(running, engine.step(list(running.values()), conditions), strict=True):
         lives[i].append(Block(block.frames[:0], block.reward, block.end_probability, block.terminated, block.variables))
     return [i for i in running if lives[i][-1].terminated or len(lives[i]) >= limit]

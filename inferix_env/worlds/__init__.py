@@ -54,10 +54,13 @@ def starts(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Openings of real episodes: uint8 frames [M, K, H, W, 3], encoded actions [M, K, A], variables [M, K, V].
 
     Raises:
-        ValueError: the world has none.
+        ValueError: the world has none, or not all of it.
     """
     path = folder / "starts.npz"
     if not path.is_file():
         raise ValueError(f"{folder} has no starts.npz: give reset options 'frames' or 'image' instead")
     with np.load(path) as data:
+        missing = sorted({"frames", "actions", "variables"} - set(data.files))
+        if missing:
+            raise ValueError(f"{path} lacks {missing}: write the world again with python -m engine.training")
         return data["frames"], data["actions"], data["variables"]
