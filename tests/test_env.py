@@ -289,5 +289,5 @@ def test_a_world_without_whole_starts_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"lacks \['actions', 'variables'\]"):
         env.reset(seed=0)
     (world / "starts.npz").unlink()
-    with pytest.raises(ValueError, match="no starts.npz"):
+    with pytest.raises(ValueError, match=r"no starts\.npz"):
         env.reset(seed=0)
