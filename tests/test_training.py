@@ -116,6 +116,14 @@ def test_pixel_env_repeats_actions_and_sums_rewards():
         PixelEnv("Nowhere-v0", (32, 32))
 
 
+def test_vizdoom_actions_are_called_what_they_press():
+    """The second action of Take Cover moves right, the third left: its buttons count the other way round."""
+    env = PixelEnv("VizdoomTakeCover-v1", (96, 128), frame_skip=4)
+    assert env.action_names == ("none", "move_right", "move_left")
+    assert env.variable_names == ("health",)
+    env.close()
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
     """12 steps at once, and 5 + 7 with the checkpoint between, give the same weights."""
 

@@ -116,7 +116,7 @@ def record_shard(job: tuple[CollectConfig, Path, str, int]) -> int:
         episodes.append(record_episode(env, str(rng.choice(names, p=weights)), seed, rng, config.max_episode_steps))
     metadata = {
         "config": asdict(config),
-        "actions": describe_actions(env.action_space),
+        "actions": {**describe_actions(env.action_space), "names": env.action_names},
         "variables": list(env.variable_names),
         "fps": env.env.metadata.get("render_fps"),
     }

@@ -58,6 +58,7 @@ class PixelEnv:
             self.env = gym.make(env_id, render_mode="rgb_array", **kwargs)
         self.action_space = self.env.action_space
         self.variable_names = self._variable_names()
+        self.action_names = button_names(self.env.unwrapped)
 
     def reset(self, seed: int) -> Seen:
         observation, _ = self.env.reset(seed=seed)
@@ -104,6 +105,16 @@ class PixelEnv:
             else:
                 names += [key] if count == 1 else [f"{key}_{i}" for i in range(count)]
         return tuple(names)
+
+
+def button_names(env: Any) -> tuple[str, ...]:
+    """What ViZDoom's discrete actions press, such as ("none", "move_right", "move_left"); () for other envs."""
+    game, presses = getattr(env, "game", None), getattr(env, "button_map", None)
+    if game is None or presses is None:
+        return ()
+    buttons = [button.name.lower() for button in game.get_available_buttons()]
+    pressed = [[name for name, down in zip(buttons, press, strict=False) if down] for press in presses]
+    return tuple("+".join(names) or "none" for names in pressed)
 
 
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
