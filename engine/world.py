@@ -20,7 +20,7 @@ class World:
         noise: where its noise comes from, keyed by (block, draw).
         table: its pages in the pool.
         block: how many blocks it has dreamed since it was opened; keys its noise.
-        latents: the last clean block, float32 [F, C, h, w] on the CPU's side of no one: the engine's device.
+        latents: the last clean block, float32 [F, C, h, w], on the engine's device.
         codec_state: streaming state of the codec's decoder.
         variables: named variables as they stand, float64 [V]; a caller may set them.
         head_state: what the heads keep of the last committed block, [hidden].
