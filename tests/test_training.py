@@ -17,15 +17,16 @@ import inferix_env  # noqa: F401  (registers the ids)
 from engine.spec import KVPolicy, VariableSpec
 from engine.training.__main__ import TrainConfig, train
 from engine.training.behaviour import make_behaviour, parse_mix
-from engine.training.codec import CodecConfig, ColourRarity, codec_report, pixel_weights
+from engine.training.codec import CodecConfig, codec_report, pixel_weights
 from engine.training.collect import CollectConfig, collect
 from engine.training.data import Shards
-from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss, dream, latent_weights
+from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss, dream, latent_weights, target_levels
 from engine.training.export import changes_of
 from engine.training.fit import FitConfig, fit, learning_rate
 from engine.training.heads import HeadsConfig, Rows, average_precision
-from engine.training.latents import Episodes
+from engine.training.latents import Episodes, Latents
 from engine.training.pixels import PixelEnv
+from engine.training.rarity import ColourRarity
 from tests.worlds import TINY, make_modules
 
 ENV = "tests.synthetic:tests/MovingSquare-v0"
@@ -161,7 +162,9 @@ def test_learning_rate_warms_up_holds_and_decays():
 def make_sequences(n: int = 3, f: int = 6) -> Sequences:
     torch.manual_seed(0)
     actions = torch.eye(3)[torch.randint(0, 3, (n, f))]
-    batch = {"latents": torch.randn(n, f, *TINY.latent), "actions": actions, "variables": torch.zeros(n, f, 1)}
+    latents = torch.randn(n, f, *TINY.latent)
+    rarity = torch.zeros_like(latents[:, :, :1])
+    batch = {"latents": latents, "rarity": rarity, "actions": actions, "variables": torch.zeros(n, f, 1)}
     return Sequences.of(batch, TINY, torch.device("cpu"))
 
 
@@ -170,7 +173,7 @@ def test_a_target_frame_sees_its_history_and_nothing_of_its_future():
     denoiser, batch = make_modules(TINY).denoiser, make_sequences()
     changed = batch.latents.clone()
     changed[:, 4] += 1.0
-    other = Sequences(changed, batch.condition, TINY)
+    other = replace(batch, latents=changed)
     levels = torch.full((3, 6), 0.5)
 
     def predict(sequences):
@@ -204,12 +207,31 @@ def test_validation_dreams_keep_the_given_frames():
     assert torch.equal(made, dream(denoiser, batch, given=3, seed=0))
 
 
-def test_latent_weights_favour_what_moves():
-    latents = torch.zeros(1, 3, 2, 4, 4)
+def test_latent_weights_favour_what_moves_and_what_is_rare():
+    latents, rarity = torch.zeros(1, 3, 2, 4, 4), torch.zeros(1, 3, 1, 4, 4)
     latents[0, 1:, :, 1, 1] = 5.0
-    weights = latent_weights(latents, motion=4.0)
+    rarity[0, 2, :, 2, 2] = 1.0
+    weights = latent_weights(latents, rarity, DenoiserConfig())
     assert weights[0, 1, 0, 1, 1] > 5 * weights[0, 1, 0, 0, 0]
+    assert weights[0, 2, 0, 2, 2] > 5 * weights[0, 2, 0, 0, 0]
     assert weights.mean() == pytest.approx(1)
+
+
+def test_targets_visit_the_samplers_levels_most():
+    levels = target_levels(200, 50, replace(TINY, num_steps=2, shift=2.0), DenoiserConfig(sampled=0.6))
+    assert ((levels > 0) & (levels <= 1)).all()
+    for own in (1.0, 2 / 3):
+        assert (levels - own).abs().lt(1e-6).float().mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_rarity_of_a_latent_tells_a_few_rare_pixels():
+    frames = torch.full((1, 32, 32, 3), 60, dtype=torch.uint8)
+    frames[0, 9:11, 9:11] = torch.tensor([255, 220, 80], dtype=torch.uint8)
+    common = torch.full((30, 32, 32, 3), 60, dtype=torch.uint8)
+    cells = ColourRarity(torch.cat([frames, common]).numpy()).cells(frames, 8)
+    assert cells.shape == (1, 4, 4)
+    assert cells[0, 1, 1] == pytest.approx(4 / 64, rel=0.1)
+    assert cells.sum() == cells[0, 1, 1]
 
 
 def test_codec_weights_favour_small_bright_moving_things():
@@ -239,7 +261,8 @@ def test_codec_report_of_a_perfect_codec():
 
 def test_heads_rows_near_ends_are_drawn_often_and_weighed_back(data):
     shards = Shards(data, "train")
-    episodes = Episodes.read(data, "train", torch.zeros(len(shards), *TINY.latent, dtype=torch.float16))
+    latents = torch.zeros(len(shards), *TINY.latent, dtype=torch.float16)
+    episodes = Episodes.read(data, "train", Latents(latents, latents[:, 0]))
     spec = replace(TINY, variables=(VariableSpec("energy", 0, 12, (-1.0, 0.0)),))
     rows = Rows(episodes, spec, HeadsConfig(rare=0.5))
     picks, weights = rows.draw(np.random.default_rng(0), 20_000)

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.codecs.autoencoder import AutoEncoder, to_frames, to_signal
 from engine.training.data import Shards
 from engine.training.fit import FitConfig, Metrics, fit
 from engine.training.precision import autocast
+from engine.training.rarity import ColourRarity
 from engine.training.sheets import write_sheet
 
 
@@ -45,27 +46,6 @@ def laplacian(x: Tensor) -> Tensor:
     """Per-channel Laplacian of [B, C, H, W], edges replicated."""
     kernel = LAPLACE.to(x).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
-
-
-class ColourRarity(nn.Module):
-    """How rare a pixel's colour is: 0 for the commonest of 16^3 colours, 1 from one pixel in 10,000 down."""
-
-    def __init__(self, frames: np.ndarray):
-        super().__init__()
-        self.table: Tensor
-        counts = np.bincount(bins(torch.from_numpy(frames)).ravel().numpy(), minlength=4096)
-        surprise = -np.log10(np.maximum(counts / counts.sum(), 1e-4))
-        table = (surprise - surprise.min()) / (4 - surprise.min())
-        self.register_buffer("table", torch.tensor(table, dtype=torch.float32))
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> [B, 1, H, W]."""
-        return self.table[bins(frames)][:, None]
-
-
-def bins(frames: Tensor) -> Tensor:
-    r, g, b = (frames.long() >> 4).unbind(-1)
-    return (r << 8) | (g << 4) | b
 
 
 def pixel_weights(now: Tensor, before: Tensor, rarity: Tensor, config: CodecConfig) -> Tensor:
@@ -109,7 +89,7 @@ def train_codec(
     shards, held_out = Shards(data, "train"), Shards(data, "validation")
     rows, held_rows = usable_rows(shards), usable_rows(held_out)
     rng = np.random.default_rng(config.fit.seed)
-    rarity = ColourRarity(sample_pairs(shards, rows, rng, 512)[0]).to(device)
+    rarity = ColourRarity.of(shards).to(device)
     test = sample_pairs(held_out, held_rows, rng, 64)
     torch.manual_seed(config.fit.seed)
     codec = start or AutoEncoder(config.channels, config.widths, config.depth)

@@ -23,6 +23,7 @@ from engine.conditioning import Condition
 from engine.kv.view import CausalView
 from engine.models.action_dit import ActionDiT
 from engine.schedule import flow, mix
+from engine.schedule import levels as schedule_levels
 from engine.spec import WorldSpec
 from engine.training.fit import FitConfig, Metrics, fit
 from engine.training.latents import Episodes
@@ -36,30 +37,35 @@ class DenoiserConfig:
 
     Attributes:
         frames: latent frames of a training sequence.
-        target_shift: warps the targets' uniform noise levels towards high noise, as the sampler visits them.
+        sampled: share of targets at the noise levels that the sampler visits; the others are anywhere, warped by
+            `target_shift` towards high noise.
         max_context_noise: half of the context frames carry the spec's context noise, the others up to this.
         own_context: share of steps whose context is partly the model's own guesses, after `own_after` steps.
         motion: weight of latents that change, against those that stand still.
+        rarity: weight of latents under rare colours, against common ones.
+        busy: share of sequences drawn in proportion to their motion; the others are drawn evenly.
     """
 
     frames: int = 16
+    sampled: float = 0.6
     target_shift: float = 2.0
     max_context_noise: float = 0.3
     own_context: float = 0.3
     own_after: int = 1_000
     motion: float = 4.0
+    rarity: float = 10.0
     busy: float = 0.5
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(steps=20_000, batch=8, lr=2e-3, muon=True, ema=0.998, weight_decay=0.01)
     )
 
 
-def latent_weights(latents: Tensor, motion: float) -> Tensor:
-    """Weights [N, F, 1, h, w] of mean one: 1 + motion x (how much a latent changed, against the mean change)."""
+def latent_weights(latents: Tensor, rarity: Tensor, config: DenoiserConfig) -> Tensor:
+    """Weights [N, F, 1, h, w] of mean one, large where a latent changed (against the mean change) or is rare."""
     change = torch.zeros_like(latents[:, :, :1])
     change[:, 1:] = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
     relative = (change / change.mean().clamp(min=1e-6)).clamp(max=10)
-    weights = 1 + motion * relative
+    weights = (1 + config.motion * relative) * (1 + config.rarity * rarity)
     return weights / weights.mean()
 
 
@@ -69,11 +75,13 @@ def context_levels(n: int, f: int, spec: WorldSpec, config: DenoiserConfig) -> T
     return torch.where(torch.rand(n, f) < 0.5, torch.full((n, f), spec.context_noise), anything)
 
 
-def target_levels(n: int, f: int, shift: float) -> Tensor:
-    """Independent noise levels [N, F] in (0, 1], warped towards 1; one in ten is pure noise, where sampling begins."""
-    t = torch.rand(n, f)
-    t = shift * t / (1 + (shift - 1) * t)
-    return torch.where(torch.rand(n, f) < 0.1, torch.ones(n, f), t)
+def target_levels(n: int, f: int, spec: WorldSpec, config: DenoiserConfig) -> Tensor:
+    """Independent noise levels [N, F] in (0, 1]: the sampler's own, or any, warped towards 1."""
+    anything = torch.rand(n, f)
+    anything = config.target_shift * anything / (1 + (config.target_shift - 1) * anything)
+    visited = torch.tensor(schedule_levels(spec.num_steps, spec.shift)[:-1])
+    own = visited[torch.randint(len(visited), (n, f))]
+    return torch.where(torch.rand(n, f) < config.sampled, own, anything)
 
 
 def spread(levels: Tensor) -> Tensor:
@@ -85,13 +93,14 @@ class Sequences:
     """One batch on its device, with its two runs through the denoiser."""
 
     latents: Tensor
+    rarity: Tensor
     condition: Condition
     spec: WorldSpec
 
     @classmethod
     def of(cls, batch: dict[str, Tensor], spec: WorldSpec, device: torch.device) -> Sequences:
         condition = Condition(batch["actions"], batch["variables"]).to(device)
-        return cls(batch["latents"].to(device), condition, spec)
+        return cls(batch["latents"].to(device), batch["rarity"].to(device), condition, spec)
 
     @property
     def positions(self) -> Tensor:
@@ -101,7 +110,7 @@ class Sequences:
     def upto(self, frames: int, latents: Tensor) -> Sequences:
         """The first `frames` latent frames, with other latents."""
         condition = Condition(self.condition.actions[:, :frames], self.condition.variables[:, :frames])
-        return Sequences(latents[:, :frames], condition, self.spec)
+        return Sequences(latents[:, :frames], self.rarity[:, :frames], condition, self.spec)
 
     def view(self, context: CausalView | None = None) -> CausalView:
         """A view of these frames. A CPU skips what chunks cannot see; a GPU would rather have one kernel."""
@@ -149,8 +158,8 @@ def denoiser_loss(
             replaced[:, 0] = False
             seen = torch.where(spread(replaced), guesses, seen)
         view, _ = batch.context(denoiser, seen, context_levels(n, f, batch.spec, config).to(device))
-        prediction, velocity = batch.target(denoiser, view, target_levels(n, f, config.target_shift).to(device))
-    weights = latent_weights(batch.latents, config.motion)
+        prediction, velocity = batch.target(denoiser, view, target_levels(n, f, batch.spec, config).to(device))
+    weights = latent_weights(batch.latents, batch.rarity, config)
     error = (prediction - velocity).square()
     return (weights * error)[:, 1:].mean(), {"mse": float(error[:, 1:].detach().mean())}
 

@@ -15,32 +15,50 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from engine.codecs.autoencoder import AutoEncoder
+from engine.codecs.autoencoder import SCALE, AutoEncoder
 from engine.spec import ActionSpec, WorldSpec, action_spec
 from engine.training.data import TERMINATED, Shards
 from engine.training.precision import autocast
+from engine.training.rarity import ColourRarity
 
 
-@torch.no_grad()
-def encode_split(codec: AutoEncoder, data: Path, split: str, folder: Path, device: torch.device) -> torch.Tensor:
-    """Latents float16 [T, C, h, w] of every row of a split, encoded or read back."""
-    shards = Shards(data, split)
+@dataclass(frozen=True)
+class Latents:
+    """Every row of a split, encoded.
+
+    Attributes:
+        latents: float16 [T, C, h, w].
+        rarity: float16 [T, h, w], how rare the colours under each latent are (see rarity.py).
+    """
+
+    latents: torch.Tensor
+    rarity: torch.Tensor
+
+
+def encode_split(codec: AutoEncoder, data: Path, split: str, folder: Path, device: torch.device) -> Latents:
+    """Every row of a split, encoded or read back from `folder`."""
+    shards, rarity = Shards(data, split), ColourRarity.of(Shards(data, "train")).to(device)
     parts = []
     for i, path in enumerate(tqdm(shards.paths, desc=f"encode {split}", unit="shard")):
         cached = folder / f"latents-{path.name}"
         if not cached.exists():
             low, high = (int(x) for x in shards.offsets[i : i + 2])
-            chunks = [encode(codec, shards.frames(a, min(a + 64, high)), device) for a in range(low, high, 64)]
-            save_file({"latents": torch.cat(chunks).contiguous()}, cached.with_suffix(".tmp"))
+            chunks = [encode(codec, rarity, shards.frames(a, min(a + 64, high)), device) for a in range(low, high, 64)]
+            save_file({k: torch.cat([c[k] for c in chunks]) for k in chunks[0]}, cached.with_suffix(".tmp"))
             os.replace(cached.with_suffix(".tmp"), cached)
-        parts.append(load_file(cached)["latents"])
-    return torch.cat(parts)
+        parts.append(load_file(cached))
+    return Latents(torch.cat([p["latents"] for p in parts]), torch.cat([p["rarity"] for p in parts]))
 
 
-def encode(codec: AutoEncoder, frames: np.ndarray, device: torch.device) -> torch.Tensor:
+@torch.no_grad()
+def encode(
+    codec: AutoEncoder, rarity: ColourRarity, frames: np.ndarray, device: torch.device
+) -> dict[str, torch.Tensor]:
+    pictures = torch.from_numpy(frames).to(device)
     with autocast(device):
-        latents, _ = codec.encode(torch.from_numpy(frames).to(device)[None])
-    return latents[0].to("cpu", torch.float16).contiguous()
+        latents, _ = codec.encode(pictures[None])
+    made = {"latents": latents[0], "rarity": rarity.cells(pictures, SCALE)}
+    return {name: x.to("cpu", torch.float16).contiguous() for name, x in made.items()}
 
 
 @dataclass
@@ -48,7 +66,7 @@ class Episodes:
     """A split in memory, ready for sequences.
 
     Attributes:
-        latents: float16 [T, C, h, w].
+        latents, rarity: as in `Latents`.
         actions: encoded, float32 [T, A]; zeros at an episode's first row.
         variables: raw, float32 [T, V].
         motion: float32 [T], mean squared latent change since the row before, 0 at a start.
@@ -57,6 +75,7 @@ class Episodes:
     """
 
     latents: torch.Tensor
+    rarity: torch.Tensor
     actions: np.ndarray
     variables: np.ndarray
     rewards: np.ndarray
@@ -66,12 +85,12 @@ class Episodes:
     ends_next: np.ndarray
 
     @classmethod
-    def read(cls, data: Path, split: str, latents: torch.Tensor) -> Episodes:
+    def read(cls, data: Path, split: str, encoded: Latents) -> Episodes:
         shards = Shards(data, split)
         starts, valid, ends = shards.starts, shards.column("valid").astype(bool), shards.column("ends")
         actions = action_spec(shards.metadata["actions"]).encode_rows(shards.column("actions"))
         actions[starts[:-1]] = 0
-        lengths = np.diff(starts)
+        latents, lengths = encoded.latents, np.diff(starts)
         closing = starts[1:] - 1 - ~valid[starts[1:] - 1]  # an episode's last row with a picture
         motion = np.zeros(len(latents), np.float32)
         for a in range(1, len(latents), 4096):
@@ -83,6 +102,7 @@ class Episodes:
         ends_next[starts[1:] - 1] = 0
         return cls(
             latents=latents,
+            rarity=encoded.rarity,
             actions=actions,
             variables=shards.column("variables"),
             rewards=shards.column("rewards"),
@@ -107,11 +127,13 @@ class Episodes:
         return good
 
     def sequences(self, starts: np.ndarray, frames: int, spec: WorldSpec) -> dict[str, torch.Tensor]:
-        """latents [N, F, C, h, w], actions [N, F, A], variables before each row (scaled) [N, F, V]."""
+        """latents [N, F, C, h, w], rarity [N, F, 1, h, w], actions [N, F, A], variables before each row [N, F, V]."""
         rows = starts[:, None] + np.arange(frames)
         before = np.maximum(rows - 1, self.first[rows])
+        chosen = torch.from_numpy(rows)
         return {
-            "latents": self.latents[torch.from_numpy(rows)].float(),
+            "latents": self.latents[chosen].float(),
+            "rarity": self.rarity[chosen].float()[:, :, None],
             "actions": torch.from_numpy(self.actions[rows]),
             "variables": torch.from_numpy(spec.encode_variables(self.variables[before])),
         }
