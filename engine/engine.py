@@ -1,7 +1,7 @@
-"""Engine: open, step, close. Holds the weights and the KV pool; every world is a value that the caller keeps.
+"""Engine: open, step, fork, save, restore, close. Holds the weights and the KV pool; a world is the caller's value.
 
 `step` makes the next block of any number of worlds: asks the heads about the end, runs the schedule's passes,
-commits the block, decodes it, reads the heads. The loop of passes (`_denoise`) knows no formulas: those are in
+commits the block, decodes it, reads the heads. The loop of passes (`_run`) knows no formulas: those are in
 schedule.py. Knows nothing of Gymnasium.
 
 Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V variables.
@@ -10,7 +10,9 @@ Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +21,13 @@ from torch import Tensor
 from engine import noise
 from engine.conditioning import Condition
 from engine.hardware import set_threads
-from engine.kv.policy import PageTable, pages_needed
+from engine.invariance import invariant
+from engine.kv.paged import PagedView
+from engine.kv.policy import PageTable
 from engine.kv.pool import Pool
-from engine.kv.view import PagedView
 from engine.model import WorldModel
 from engine.schedule import Pass, commit, flow
+from engine.snapshot import pack, revive, unpack, write_file
 from engine.spec import KVPolicy, WorldSpec
 from engine.world import Block, Start, World
 
@@ -31,8 +35,8 @@ from engine.world import Block, Start, World
 SLACK = 7
 # Noise keys of real blocks count down from here.
 REAL = -1
-# Pages a world with an unlimited window is admitted with.
-FULL_HISTORY = 1_024
+# Pages a world with an unlimited window is admitted with, and the steps in which its attention grows.
+FULL_HISTORY, BUCKET = 1_024, 16
 
 
 class Engine:
@@ -42,10 +46,14 @@ class Engine:
         model: what `engine.load` returns.
         num_steps: denoising passes of a block; the spec's by default.
         policy: which history is visible; the spec's by default.
-        max_worlds: how many may be open at once; their pages are allocated here.
+        max_worlds: how many may be open at once; their pages are allocated here (`grow` adds to them).
+        deterministic: a world's numbers do not depend, bit for bit, on the worlds beside it. False is faster with
+            many worlds, and then agrees to rounding.
+        kv_dtype: how the pool stores pages: None as computed, "int8" or "fp8".
+        offload: keep pages that have left the window in host memory (with a policy that still wants them).
 
     Raises:
-        ValueError: num_steps or max_worlds is below 1.
+        ValueError: num_steps or max_worlds is below 1, or kv_dtype is unknown.
     """
 
     def __init__(
@@ -54,17 +62,34 @@ class Engine:
         num_steps: int | None = None,
         policy: KVPolicy | None = None,
         max_worlds: int = 1,
+        deterministic: bool = True,
+        kv_dtype: str | None = None,
+        offload: bool = False,
     ):
         spec = model.spec
         steps = spec.num_steps if num_steps is None else num_steps
         if steps < 1 or max_worlds < 1:
             raise ValueError(f"num_steps {steps} and max_worlds {max_worlds}: expected 1 or more")
         set_threads()
-        self.model, self.spec, self.policy = model, spec, policy or spec.kv
+        self.spec, self.policy = spec, policy or spec.kv
+        self.model = invariant(model) if deterministic else model
+        self.deterministic, self.identity = deterministic, model.identity
         self.passes = flow(steps, spec.shift, spec.context_noise)
-        self.need = pages_needed(self.policy, spec.block, FULL_HISTORY)
-        slack = 0 if self.policy.window is None else SLACK * self.need
-        self.pool = Pool(spec.stream, max_worlds * self.need, model.dtype, model.device, slack)
+        self.need, self.need_host = pages_needed(self.policy, spec.block, offload)
+        self.pool = Pool(
+            spec.stream,
+            max_worlds * self.need,
+            model.dtype,
+            model.device,
+            slack=0 if self.policy.window is None else SLACK * self.need,
+            kv_dtype=kv_dtype,
+            host=max_worlds * self.need_host,
+            summarise=self.policy.top_k > 0,
+        )
+
+    def grow(self, max_worlds: int) -> None:
+        """Make room for at least that many worlds at once; those that are open go on as they were."""
+        self.pool.grow(max_worlds * self.need, max_worlds * self.need_host)
 
     @torch.inference_mode()
     def open(self, start: Start, seed: int) -> World:
@@ -75,7 +100,7 @@ class Engine:
             PoolFull: too many worlds are open.
         """
         check_start(start, self.spec)
-        self.pool.reserve(self.need)
+        self.pool.reserve(self.need, self.need_host)
         world = World(noise.SeededNoise(int(seed)), PageTable(), np.array(start.variables[0], np.float64))
         self._commit_real(world, start)
         return world
@@ -119,11 +144,97 @@ class Engine:
             ValueError: a world is closed or named twice, or a condition does not fit; no world moved.
         """
         check_step(worlds, conditions, self.spec)
+        blocks: dict[int, Block] = {}
+        for rows in self._alike(worlds):
+            made = self._step([worlds[i] for i in rows], [conditions[i] for i in rows])
+            blocks.update(zip(rows, made, strict=True))
+        return [blocks[i] for i in range(len(worlds))]
+
+    @torch.inference_mode()
+    def fork(self, world: World, n: int = 1, seeds: Sequence[int] | None = None) -> list[World]:
+        """`n` further worlds with the same past, whose pages they share until they are dropped.
+
+        Args:
+            seeds: of the forks' noise from now on; by default the world's own, so that the same actions give the
+                same future.
+
+        Raises:
+            ValueError: the world is closed, or there is not one seed for each fork.
+            PoolFull: they do not fit; nothing was taken.
+        """
+        if not world.open:
+            raise ValueError("fork needs an open world")
+        if n < 1 or (seeds is not None and len(seeds) != n):
+            raise ValueError(f"{n} forks with seeds {seeds}: expected at least one fork, and a seed for each or none")
+        self.pool.reserve(n * self.need, n * self.need_host, f"{n} forks of a world")
+        self.pool.retain(n * world.table.pages)
+        return [world.fork(None if seeds is None else int(seeds[i])) for i in range(n)]
+
+    @torch.inference_mode()
+    def snapshot(self, world: World) -> bytes:
+        """Everything of a world in one blob: `restore` gives it back, here or in another process.
+
+        Raises:
+            ValueError: the world is closed.
+        """
+        if not world.open:
+            raise ValueError("snapshot needs an open world")
+        return pack(world, self.pool, self._settings())
+
+    def save(self, world: World, path: str | Path) -> None:
+        """Write a world's snapshot to a file; an interrupted save leaves what was there."""
+        write_file(Path(path), self.snapshot(world))
+
+    @torch.inference_mode()
+    def restore(self, source: bytes | str | Path) -> World:
+        """The world of a snapshot, or of a file of one. On the same build and device its future is the same to the bit.
+
+        Raises:
+            ValueError: it cannot be read, is damaged or newer, or was taken from another model, policy or precision.
+            PoolFull: it does not fit.
+        """
+        blob = source if isinstance(source, bytes) else read_file(Path(source))
+        state, tensors = unpack(blob, self._settings())
+        self.pool.reserve(self.need, self.need_host, "the snapshot's world")
+        world = revive(state, tensors, self.pool.allocate(len(state["positions"])), self.pool)
+        self.pool.note_means(world.table.pages)
+        self._offload(world)
+        return world
+
+    def close(self, world: World) -> None:
+        """Give a world's pages back. Closing twice is fine."""
+        if world.open:
+            self.pool.release(world.table.pages + world.table.in_flight)
+            self.pool.unreserve(self.need, self.need_host)
+            world.table, world.open = PageTable(), False
+
+    def _settings(self) -> dict[str, Any]:
+        """What a snapshot of this engine's worlds can be restored under."""
+        return {
+            "model": self.identity,
+            "policy": asdict(self.policy) | {"pages": list(self.policy.pages)},
+            "num_steps": len(self.passes) - 1,
+            "kv_dtype": self.pool.kv_dtype,
+        }
+
+    def _alike(self, worlds: list[World]) -> list[list[int]]:
+        """Rows that run together: all of them, or where histories have no limit, those of about one length."""
+        groups: dict[int, list[int]] = {}
+        for i, world in enumerate(worlds):
+            groups.setdefault(self._span(world), []).append(i)
+        return list(groups.values())
+
+    def _span(self, world: World) -> int:
+        """Pages of history that a world's attention is padded to."""
+        return self.policy.span or -(-max(1, world.table.length) // BUCKET) * BUCKET
+
+    def _step(self, worlds: list[World], conditions: list[Condition]) -> list[Block]:
+        """`step` for worlds that run together."""
         condition = self._joined(worlds, conditions)
         ends, last_rewards = self._outlook(worlds, condition)
         latents = torch.stack([w.noise.latent(w.block, 0, (self.spec.block, *self.spec.latent)) for w in worlds])
         latents = self._run(worlds, self.passes, latents.to(self.model.device), condition, None)
-        frames = self._decode(worlds, latents)
+        pictures = self._decode(worlds, latents)
         rewards = self._read_heads(worlds)
         blocks = []
         for i, world in enumerate(worlds):
@@ -131,15 +242,8 @@ class Engine:
             world.ended = bool(draw < ends[i])
             world.block += 1
             reward = last_rewards[i] if world.ended else rewards[i]
-            blocks.append(Block(frames[i], float(reward), float(ends[i]), world.ended, world.variables.copy()))
+            blocks.append(Block(pictures[i], float(reward), float(ends[i]), world.ended, world.variables.copy()))
         return blocks
-
-    def close(self, world: World) -> None:
-        """Give a world's pages back. Closing twice is fine."""
-        if world.open:
-            self.pool.release(world.table.pages + world.table.in_flight)
-            self.pool.unreserve(self.need)
-            world.table, world.open = PageTable(), False
 
     def _commit_real(self, world: World, seen: Start) -> None:
         """Encode real frames and commit them block by block; leave the variables as they stood at the last one."""
@@ -180,24 +284,32 @@ class Engine:
 
     def _begin(self, worlds: list[World], frames: int) -> PagedView:
         for world in worlds:
-            table = world.table
-            table.in_flight = self.pool.allocate(frames, after=table.pages[-1] if table.pages else -1)
-        histories = [w.table.history(self.policy) for w in worlds]
-        return PagedView(self.pool, histories, [w.table.in_flight for w in worlds])
+            last = world.table.pages[-1] if world.table.pages else -1
+            world.table.in_flight = self.pool.allocate(frames, after=last)
+        reaches = [w.table.reach(self.policy) for w in worlds]
+        span = self._span(worlds[0]) if self.deterministic else None
+        return PagedView(self.pool, reaches, [w.table.in_flight for w in worlds], self.policy.top_k, span)
 
     def _commit(self, worlds: list[World], view: PagedView, latents: Tensor, features: Tensor) -> None:
         view.commit()
         states = self.model.heads.summarise(features[:, -1])
         for world, clean, state in zip(worlds, latents, states, strict=True):
             self.pool.release(world.table.commit(self.policy))
+            self._offload(world)
             world.latents, world.head_state = clean, state
 
-    def _decode(self, worlds: list[World], latents: Tensor) -> list[np.ndarray]:
-        """Frames uint8 [T, H, W, 3] of each world; the codec's streaming state moves on."""
+    def _offload(self, world: World) -> None:
+        """Send a world's pages that have left the window to the host, where the engine was opened so."""
+        if self.need_host:
+            for i in world.table.outside(self.policy):
+                world.table.pages[i] = self.pool.offload(world.table.pages[i])
+
+    def _decode(self, worlds: list[World], latents: Tensor) -> Tensor:
+        """Frames uint8 [N, T, H, W, 3]; the codec's streaming states move on."""
         frames, states = self.model.codec.decode(latents, [w.codec_state for w in worlds])
         for world, state in zip(worlds, states or [None] * len(worlds), strict=True):
             world.codec_state = state
-        return list(frames.cpu().numpy())
+        return frames
 
     def _joined(self, worlds: list[World], conditions: Sequence[Condition]) -> Condition:
         """The conditions of all worlds, with their variables as they stand, repeated over the block's frames."""
@@ -222,6 +334,21 @@ class Engine:
                 delta = variable.deltas[min(int(np.searchsorted(row, draw)), len(row) - 1)]
                 world.variables[v] = np.clip(world.variables[v] + delta, variable.low, variable.high)
         return rewards.cpu().numpy()
+
+
+def pages_needed(policy: KVPolicy, block: int, offload: bool) -> tuple[int, int]:
+    """Pages that a world may hold at once, on the device (sinks, window, block, what lies before) and on the host."""
+    if policy.window is None:
+        return FULL_HISTORY + block, 0
+    near, far = policy.sink + policy.window + block, policy.early - policy.sink
+    return (near, far) if offload else (near + far, 0)
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"snapshot {str(path)!r} cannot be read: {error.strerror or error}") from None
 
 
 def check_start(start: Start, spec: WorldSpec) -> None:

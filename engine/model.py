@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.conditioning import Condition
 from engine.models.heads import Heads
@@ -21,14 +24,18 @@ class Denoiser(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+# The streaming state of a codec for each of N worlds; None where there is none yet, or the codec has none.
+States = list[Any] | None
+
+
 class Codec(Protocol):
-    """Latents <-> frames, streaming: the state goes in and comes out, and belongs to a world."""
+    """Latents [N, F, C, h, w] <-> frames [N, T, H, W, 3], streaming: states go in and come out; they are worlds'."""
 
     frames_per_latent: int
 
-    def encode(self, frames: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
+    def encode(self, frames: Tensor, states: States = None) -> tuple[Tensor, States]: ...
 
-    def decode(self, latents: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
+    def decode(self, latents: Tensor, states: States = None) -> tuple[Tensor, States]: ...
 
 
 @dataclass
@@ -45,3 +52,13 @@ class WorldModel:
     heads: Heads
     device: torch.device
     dtype: torch.dtype
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 of the spec, the precision and every weight: worlds of one model can be told from another's."""
+        digest = hashlib.sha256(json.dumps([self.spec.to_dict(), str(self.dtype)], sort_keys=True).encode())
+        for part in (self.denoiser, self.codec, self.heads):
+            for name, x in sorted(part.state_dict().items()) if isinstance(part, nn.Module) else ():
+                digest.update(name.encode())
+                digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()

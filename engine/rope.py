@@ -25,7 +25,8 @@ def rotations(positions: Tensor, grid: tuple[int, int], width: int, base: float)
         base: the slowest frequency is 1 / base.
 
     Returns:
-        cos, sin: float32 [N, F * rows * columns, 1, d / 2].
+        cos, sin: float32 [N, F * rows * columns, 1, d]; both halves of the width turn by the same angles, and the
+        sines of the first half are negative, as `rotate` wants them.
     """
     n, f = positions.shape
     rows, columns = grid
@@ -37,10 +38,10 @@ def rotations(positions: Tensor, grid: tuple[int, int], width: int, base: float)
         for axis, d in zip((t, y, x), axis_widths(width), strict=True)
     ]
     angles = torch.cat(parts, dim=-1)[:, :, None]
-    return angles.cos().float(), angles.sin().float()
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the two halves of [N, S, h, d] against each other by the angles."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    """Turn the two halves of [N, S, ..., d] against each other: (a cos - b sin, b cos + a sin)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -156,24 +156,57 @@ class KVStream:
 
 @dataclass(frozen=True)
 class KVPolicy:
-    """Which pages a block may see: the first `sink` latent frames and the last `window` before the block.
+    """Which latent frames of history a block may see, and which a world keeps for later blocks.
 
-    `window=None` keeps the whole history.
+    Attributes:
+        window: the last `window` before the block; None for the whole history.
+        sink: the first `sink` of all.
+        pages: these positions too, once they have left the window.
+        top_k: further ones, chosen in every layer by how well the block's queries match a page's mean key (the
+            scheme of Quest, Tang et al. 2024, with means for bounds), out of the last `memory` before the window.
+        memory: how many latent frames before the window are kept for `top_k` to choose from.
     """
 
     window: int | None = 12
     sink: int = 0
+    pages: tuple[int, ...] = ()
+    top_k: int = 0
+    memory: int = 0
 
     def __post_init__(self) -> None:
         if self.sink < 0 or (self.window is not None and self.window < 1):
             raise ValueError(f"window {self.window}, sink {self.sink}: expected window >= 1 or None, and sink >= 0")
+        if any(p < 0 for p in self.pages) or list(self.pages) != sorted(set(self.pages)):
+            raise ValueError(f"pages {self.pages}: expected positions from 0 on, ascending, each once")
+        if not 0 <= self.top_k <= self.memory:
+            raise ValueError(f"top_k {self.top_k}, memory {self.memory}: expected 0 <= top_k <= memory")
+        if self.window is None and (self.sink or self.pages or self.memory):
+            raise ValueError("window None shows the whole history: sink, pages, top_k and memory need a window")
 
     def visible(self, length: int) -> list[int]:
-        """Positions that a block starting at latent frame `length` sees, in logical order: sinks, then oldest first."""
+        """Positions that a block starting at latent frame `length` always sees, ascending."""
         if self.window is None:
             return list(range(length))
         recent = max(0, length - self.window)
-        return [*range(min(self.sink, recent)), *range(recent, length)]
+        early = set(range(min(self.sink, recent))) | {p for p in self.pages if p < recent}
+        return [*sorted(early), *range(recent, length)]
+
+    def choices(self, length: int) -> list[int]:
+        """Positions that `top_k` chooses from, ascending."""
+        if not self.memory or self.window is None:
+            return []
+        recent, always = max(0, length - self.window), set(self.visible(length))
+        return [p for p in range(max(0, recent - self.memory), recent) if p not in always]
+
+    @property
+    def early(self) -> int:
+        """The most latent frames before the window that a world keeps."""
+        return self.sink + len(self.pages) + self.memory
+
+    @property
+    def span(self) -> int | None:
+        """The most latent frames of history that a block can see; None where there is no limit."""
+        return None if self.window is None else self.sink + len(self.pages) + self.top_k + self.window
 
 
 @dataclass(frozen=True)
@@ -272,7 +305,7 @@ class WorldSpec:
                     ),
                     "codec": CodecSpec(**{**data["codec"], "widths": tuple(data["codec"]["widths"])}),
                     "denoiser": DenoiserSpec(**data["denoiser"]),
-                    "kv": KVPolicy(**data["kv"]),
+                    "kv": KVPolicy(**{**data["kv"], "pages": tuple(data["kv"].get("pages", ()))}),
                 }
             )
         except (KeyError, TypeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,14 @@ class World:
     ended: bool = False
     open: bool = True
 
+    def fork(self, seed: int | None = None) -> World:
+        """A world with the same past and a future of its own: the same noise, or that of another seed.
+
+        Tensors are shared: an engine replaces them, and writes to none.
+        """
+        noise = self.noise if seed is None else SeededNoise(seed)
+        return replace(self, noise=noise, table=self.table.copy(), variables=self.variables.copy())
+
 
 @dataclass(frozen=True)
 class Start:
@@ -59,15 +67,20 @@ class Block:
     """What one step made.
 
     Attributes:
-        frames: uint8 [T, H, W, 3].
+        pictures: uint8 [T, H, W, 3], on the engine's device.
         reward: of the step; where it ended, the model's estimate of the last reward.
         end_probability: that the episode ended with this step, asked before it was dreamed.
         terminated: drawn from that probability with the world's noise.
         variables: named variables after the step, float64 [V].
     """
 
-    frames: np.ndarray
+    pictures: Tensor
     reward: float
     end_probability: float
     terminated: bool
     variables: np.ndarray
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The pictures as NumPy, uint8 [T, H, W, 3]."""
+        return self.pictures.cpu().numpy()

@@ -61,7 +61,7 @@ def test_cached_history_equals_recomputed(window, sink, block, age):
     for layer in range(spec.denoiser.layers):
         keys = view.recorded[layer][0][0].unflatten(0, (age, -1))
         for position, page in zip(world.table.positions, world.table.pages, strict=True):
-            torch.testing.assert_close(sim.pool.keys[layer][page], keys[position], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(sim.pool.range(layer, page, 1)[0][0], keys[position], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("window", "sink"), [(4, 0), (2, 1), (None, 0)])
@@ -120,13 +120,13 @@ class Uncached:
 def test_unbounded_rollout_holds_its_memory_and_its_order():
     sim = make_engine()
     world = sim.open(footage(1), seed=0)
-    data = [t.data_ptr() for t in sim.pool.keys]
+    data = [sim.pool.range(layer, 0, 1)[0].data_ptr() for layer in range(2)]
     for block in roll(sim, world, 300):
         assert np.isfinite(block.reward)
     assert world.table.length == 301
     assert world.table.positions == [297, 298, 299, 300]
-    assert sim.pool.num_free == sim.pool.num_pages - 4
-    assert [t.data_ptr() for t in sim.pool.keys] == data
+    assert sim.pool.num_held == 4
+    assert [sim.pool.range(layer, 0, 1)[0].data_ptr() for layer in range(2)] == data
 
 
 def test_the_slice_and_the_gather_give_the_same_bits():
@@ -202,7 +202,7 @@ def test_admission_names_the_bytes_and_harms_no_running_world():
     roll(sim, world, 2)
     sim.close(world)
     sim.close(world)
-    assert sim.pool.num_free == sim.pool.num_pages
+    assert sim.pool.num_held == 0
     assert sim.pool.reserved == 0
 
 
@@ -243,7 +243,7 @@ def test_attention_kernels_match_the_reference(kernel, policy):
     q, k, v = torch.randn(3, 2, 5 * 4, 2, 8)
     view = CausalView(policy, tokens=4)
     expected = attend_reference(q, k, v, view.layer(0))
-    groups = view.layer(0).extend(k, v)
+    groups = view.layer(0).extend(q, k, v)
     torch.testing.assert_close(
         torch.cat([kernel(q[:, g.queries], g) for g in groups], 1), expected, atol=1e-5, rtol=1e-4
     )

@@ -81,7 +81,7 @@ def test_rotary_against_complex_numbers():
     x = torch.randn(1, 6, 2, 16, dtype=torch.float64)
     cos, sin = rotations(torch.tensor([[5]]), (2, 3), 16, 50.0)
     turned = rotate(x, cos.double(), sin.double())
-    pairs = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(cos.double(), sin.double())
+    pairs = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(cos[..., :8].double(), sin[..., 8:].double())
     torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag], -1))
     assert sum(axis_widths(16)) == 16
     assert np.isclose(float(cos[0, 0, 0, 0]), np.cos(5.0))

@@ -207,13 +207,14 @@ def test_validation_dreams_keep_the_given_frames():
     assert torch.equal(made, dream(denoiser, batch, given=3, seed=0))
 
 
-def test_latent_weights_favour_what_moves_and_what_is_rare():
-    latents, rarity = torch.zeros(1, 3, 2, 4, 4), torch.zeros(1, 3, 1, 4, 4)
+def test_latent_weights_favour_where_something_moved_or_was_rare_and_never_see_their_frame():
+    latents, rarity = torch.zeros(1, 5, 2, 8, 8), torch.zeros(1, 5, 1, 8, 8)
     latents[0, 1:, :, 1, 1] = 5.0
-    rarity[0, 2, :, 2, 2] = 1.0
+    rarity[0, 1, :, 6, 6] = 1.0
     weights = latent_weights(latents, rarity, DenoiserConfig())
-    assert weights[0, 1, 0, 1, 1] > 5 * weights[0, 1, 0, 0, 0]
-    assert weights[0, 2, 0, 2, 2] > 5 * weights[0, 2, 0, 0, 0]
+    assert weights[0, 2, 0, 2, 2] > 5 * weights[0, 2, 0, 2, 6]
+    assert weights[0, 2, 0, 4, 4] > 5 * weights[0, 2, 0, 2, 6]
+    assert weights[0, 1].std() == weights[0, 3:].std() == 0
     assert weights.mean() == pytest.approx(1)
 
 

@@ -94,14 +94,14 @@ class AutoEncoder(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 
-    def encode(self, frames: Tensor, state: None = None) -> tuple[Tensor, None]:
+    def encode(self, frames: Tensor, states: list | None = None) -> tuple[Tensor, None]:
         """uint8 [N, T, H, W, 3] -> standardised latents [N, T, C, h, w] and the (empty) streaming state."""
         n = frames.shape[0]
         z = self.encoder(to_signal(rearrange(frames, "n t h w c -> (n t) h w c"), self.mean.dtype))
         z = (z - self.mean[:, None, None]) / self.std[:, None, None]
         return rearrange(z, "(n t) c h w -> n t c h w", n=n), None
 
-    def decode(self, latents: Tensor, state: None = None) -> tuple[Tensor, None]:
+    def decode(self, latents: Tensor, states: list | None = None) -> tuple[Tensor, None]:
         """Standardised latents [N, F, C, h, w] -> uint8 [N, F, H, W, 3] and the (empty) streaming state."""
         n = latents.shape[0]
         x = self.reconstruct(rearrange(latents, "n f c h w -> (n f) c h w"))

@@ -1,13 +1,28 @@
-"""Which pages a world keeps and a block may see: a page table per world, in logical order.
+"""A world's page table: which pages it holds, and what of them a block may see, in logical order.
 
 Knows spec; does not know tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.spec import KVPolicy
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the next block of one world may see, by position, ascending.
+
+    Attributes:
+        positions, pages: what it always sees.
+        choice_positions, choice_pages: what a top-k policy chooses from.
+    """
+
+    positions: list[int]
+    pages: list[int]
+    choice_positions: list[int]
+    choice_pages: list[int]
 
 
 @dataclass
@@ -19,10 +34,11 @@ class PageTable:
     pages: list[int] = field(default_factory=list)
     in_flight: list[int] = field(default_factory=list)
 
-    def history(self, policy: KVPolicy) -> list[int]:
-        """Pages that the block at `length` sees, in logical order."""
+    def reach(self, policy: KVPolicy) -> Reach:
+        """What the block at `length` may see."""
         where = dict(zip(self.positions, self.pages, strict=True))
-        return [where[p] for p in policy.visible(self.length)]
+        always, choices = policy.visible(self.length), policy.choices(self.length)
+        return Reach(always, [where[p] for p in always], choices, [where[p] for p in choices])
 
     def commit(self, policy: KVPolicy) -> list[int]:
         """Make the block in flight history; return the pages that no later block can see."""
@@ -30,13 +46,17 @@ class PageTable:
         self.pages += self.in_flight
         self.length += len(self.in_flight)
         self.in_flight = []
-        seen = set(policy.visible(self.length)) | set(range(min(policy.sink, self.length)))
-        kept = [(p, page) for p, page in zip(self.positions, self.pages, strict=True) if p in seen]
-        dropped = [page for p, page in zip(self.positions, self.pages, strict=True) if p not in seen]
-        self.positions, self.pages = [p for p, _ in kept], [page for _, page in kept]
-        return dropped
+        seen = {*policy.visible(self.length), *policy.choices(self.length)}
+        rows = list(zip(self.positions, self.pages, strict=True))
+        self.positions = [p for p, _ in rows if p in seen]
+        self.pages = [page for p, page in rows if p in seen]
+        return [page for p, page in rows if p not in seen]
 
+    def outside(self, policy: KVPolicy) -> list[int]:
+        """Places in the table of pages that have left the window and are no sinks: what may live on the host."""
+        recent = 0 if policy.window is None else max(0, self.length - policy.window)
+        return [i for i, p in enumerate(self.positions) if policy.sink <= p < recent]
 
-def pages_needed(policy: KVPolicy, block: int, full: int) -> int:
-    """Pages a world can hold at once: sinks, window and the block in flight; `full` where nothing is dropped."""
-    return (full if policy.window is None else policy.sink + policy.window) + block
+    def copy(self) -> PageTable:
+        """The same table in lists of its own."""
+        return replace(self, positions=[*self.positions], pages=[*self.pages], in_flight=[*self.in_flight])

@@ -1,20 +1,51 @@
 """The KV pool: one allocation a layer, cut into pages of one latent frame, reference-counted.
 
-A page never moves. Pages are written while their block is in flight and are immutable once it is committed, so a
-page may be shared. Legend: P pages, S tokens of a latent frame, h heads, d head width.
+A page is written while its block is in flight and is immutable once it is committed, so worlds may share it. Pages
+from `HOST` on lie in host memory: what has left the window may wait there and come back by index.
+Legend: P pages, S tokens of a latent frame, h heads, d head width, N worlds, T pages of an index.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from engine.kv.pages import Pages, PlainPages, QuantisedPages
 from engine.spec import KVStream
+
+HOST = 1 << 40
+KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 class PoolFull(ValueError):
     """A world does not fit; nothing was taken."""
+
+
+class Shelf:
+    """Pages of all layers in one place, and how many hold each of them."""
+
+    def __init__(self, make: Callable[..., Pages], layers: int, num_pages: int):
+        self.layers: list[Pages] = [make(num_pages=num_pages) for _ in range(layers)]
+        self.counts = np.zeros(num_pages, np.int32)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(x.nbytes for layer in self.layers for x in layer.raw().values())
+
+    def free(self, after: int = -1) -> np.ndarray:
+        """Free pages, ascending from `after` + 1 on and then around."""
+        pages = np.flatnonzero(self.counts == 0)
+        return np.roll(pages, -int(np.searchsorted(pages, after + 1)))
+
+    def grow(self, num_pages: int) -> None:
+        for layer in self.layers:
+            layer.grow(num_pages)
+        self.counts = np.pad(self.counts, (0, num_pages - len(self.counts)))
 
 
 class Pool:
@@ -23,65 +54,201 @@ class Pool:
     Args:
         stream: layers, tokens, heads and head width.
         capacity: pages that worlds may hold.
+        dtype: the model's precision, which reading gives.
         slack: further pages, never admitted to, so that a sliding window mostly stays one ascending run.
+        kv_dtype: None stores what the model computes; "int8" and "fp8" store codes (see pages.py).
+        per_channel: with codes, one scale for each channel of a page's keys, not one for all.
+        host: pages in host memory.
+        summarise: keep every page's mean key, for a top-k policy to choose by.
     """
 
-    def __init__(self, stream: KVStream, capacity: int, dtype: torch.dtype, device: torch.device, slack: int = 0):
-        num_pages = capacity + slack
-        shape = (num_pages, stream.tokens, stream.heads, stream.width)
-        self.stream, self.dtype, self.device = stream, dtype, device
-        self.capacity, self.num_pages = capacity, num_pages
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(stream.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(stream.layers)]
-        self.counts = [0] * num_pages
-        self.reserved = 0
+    def __init__(
+        self,
+        stream: KVStream,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        slack: int = 0,
+        kv_dtype: str | None = None,
+        per_channel: bool = True,
+        host: int = 0,
+        summarise: bool = False,
+    ):
+        if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+            raise ValueError(f"kv_dtype {kv_dtype!r}: expected None or one of {list(KV_DTYPES)}")
+        self.stream, self.dtype, self.device, self.kv_dtype = stream, dtype, device, kv_dtype
+        self.capacity, self.slack, self.host_capacity = capacity, slack, host
+        kind: Callable[..., Pages] = partial(PlainPages, stream, dtype=dtype)
+        if kv_dtype is not None:
+            kind = partial(QuantisedPages, stream, dtype=dtype, code=KV_DTYPES[kv_dtype], per_channel=per_channel)
+        pinned = device.type == "cuda"
+        self.shelf = Shelf(partial(kind, device=device), stream.layers, capacity + slack)
+        self.host = Shelf(partial(kind, device=torch.device("cpu"), pin=pinned), stream.layers, host)
+        self.summarise = summarise
+        self.means = torch.zeros(stream.layers, self._rows if summarise else 0, stream.heads, stream.width).to(device)
+        self.reserved = self.host_reserved = 0
+
+    @property
+    def _rows(self) -> int:
+        return len(self.shelf.counts) + len(self.host.counts)
+
+    @property
+    def sliceable(self) -> bool:
+        """Whether a run of pages can be read, and written, in place."""
+        return self.shelf.layers[0].sliceable
 
     @property
     def page_bytes(self) -> int:
-        return self.stream.page_bytes(self.dtype.itemsize)
+        """Bytes of one latent frame over all layers, as stored."""
+        return sum(x[:1].nbytes for layer in self.shelf.layers for x in layer.raw().values())
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes allocated on the engine's device."""
+        return self.shelf.num_bytes + self.means.nbytes
 
     @property
     def num_free(self) -> int:
-        return self.counts.count(0)
+        return int((self.shelf.counts == 0).sum())
 
-    def reserve(self, num_pages: int) -> None:
-        """Admit a world that may come to hold `num_pages` at once.
+    @property
+    def num_held(self) -> int:
+        """Pages, here and on the host, that some world holds."""
+        return int((self.shelf.counts > 0).sum() + (self.host.counts > 0).sum())
+
+    def grow(self, capacity: int, host: int = 0) -> None:
+        """Make room for more pages; those there keep their numbers and their bytes."""
+        more = capacity - self.capacity
+        if more > 0:
+            self._resize_means(more, 0)
+            self.shelf.grow(len(self.shelf.counts) + more)
+            self.capacity = capacity
+        if host > self.host_capacity:
+            self._resize_means(0, host - self.host_capacity)
+            self.host.grow(host)
+            self.host_capacity = host
+
+    def _resize_means(self, more: int, more_host: int) -> None:
+        """Room for means of further pages, at the end of the device's and of the host's."""
+        if self.summarise:
+            here, there = self.means.split([len(self.shelf.counts), len(self.host.counts)], dim=1)
+            blank = self.means.new_zeros(len(self.means), 1, *self.means.shape[2:])
+            parts = [here, blank.expand(-1, more, -1, -1), there, blank.expand(-1, more_host, -1, -1)]
+            self.means = torch.cat(parts, dim=1)
+
+    def reserve(self, num_pages: int, host: int = 0, what: str = "a world") -> None:
+        """Admit what may come to hold `num_pages` at once, and `host` in host memory.
 
         Raises:
             PoolFull: they are not there; the message gives both sizes in bytes.
         """
-        left = self.capacity - self.reserved
-        if num_pages > left:
-            raise PoolFull(
-                f"a world needs {num_pages} pages ({num_pages * self.page_bytes:,} bytes) of KV cache and "
-                f"{left} ({left * self.page_bytes:,} bytes) are free: close a world, shorten the window, "
-                "or open the engine with a larger max_worlds"
-            )
+        for wanted, capacity, taken, where in (
+            (num_pages, self.capacity, self.reserved, "of KV cache"),
+            (host, self.host_capacity, self.host_reserved, "of KV cache on the host"),
+        ):
+            if wanted > capacity - taken:
+                size, left = wanted * self.page_bytes, (capacity - taken) * self.page_bytes
+                raise PoolFull(
+                    f"{what} needs {wanted} pages ({size:,} bytes) {where} and {capacity - taken} ({left:,} bytes) "
+                    "are free: close a world, shorten the policy's window or memory, store 8-bit pages "
+                    "(kv_dtype='int8'), or open the engine with a larger pool (max_worlds)"
+                )
         self.reserved += num_pages
+        self.host_reserved += host
 
-    def unreserve(self, num_pages: int) -> None:
+    def unreserve(self, num_pages: int, host: int = 0) -> None:
         self.reserved -= num_pages
+        self.host_reserved -= host
 
     def allocate(self, count: int, after: int = -1) -> list[int]:
         """Take `count` free pages, from page `after` + 1 on and then around, so that runs stay contiguous."""
-        order = (i % self.num_pages for i in range(after + 1, after + 1 + self.num_pages))
-        pages = [page for page in order if self.counts[page] == 0][:count]
+        pages = self.shelf.free(after)[:count].tolist()
         if len(pages) < count:
             raise PoolFull(
-                f"{count} pages of KV cache wanted, {len(pages)} free of {self.num_pages}: give the world a window, "
-                "or close others"
+                f"{count} pages of KV cache wanted, {len(pages)} free of {len(self.shelf.counts)}: give the world a "
+                "window, or close others"
             )
         self.retain(pages)
         return pages
 
     def retain(self, pages: list[int]) -> None:
         for page in pages:
-            self.counts[page] += 1
+            shelf, place = self._place(page)
+            shelf.counts[place] += 1
 
     def release(self, pages: list[int]) -> None:
         for page in pages:
-            assert self.counts[page] > 0, f"page {page} released twice"
-            self.counts[page] -= 1
+            shelf, place = self._place(page)
+            assert shelf.counts[place] > 0, f"page {page} released twice"
+            shelf.counts[place] -= 1
+
+    def offload(self, page: int) -> int:
+        """Move one holder's page to the host and return its number there; a page that others share is copied."""
+        if page >= HOST:
+            return page
+        place = int(self.host.free()[0])
+        for ours, theirs in zip(self.shelf.layers, self.host.layers, strict=True):
+            for name, x in theirs.raw().items():
+                x[place].copy_(ours.raw()[name][page], non_blocking=x.is_pinned())
+        if self.summarise:
+            self.means[:, self.row(HOST + place)] = self.means[:, page]
+        self.host.counts[place] += 1
+        self.release([page])
+        return HOST + place
+
+    def write(self, layer: int, pages: list[int], keys: Tensor, values: Tensor) -> None:
+        """Store keys and values [len(pages), S, h, d] of one layer."""
+        self.shelf.layers[layer].write(torch.tensor(pages, device=self.device), keys, values)
+
+    def note_means(self, pages: list[int]) -> None:
+        """Keep the mean keys of pages just written, if a policy chooses by them."""
+        if self.summarise:
+            index = torch.tensor(pages, device=self.device)
+            for layer, store in enumerate(self.shelf.layers):
+                self.means[layer, index] = store.gather(index)[0].float().mean(1)
+
+    def range(self, layer: int, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Range access: keys and values [count, S, h, d] of a run of pages; views, unless pages hold codes."""
+        return self.shelf.layers[layer].range(first, count)
+
+    def gather(self, layer: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Index access: keys and values [N, T, S, h, d] of any pages (int64 [N, T]), wherever they lie; copies."""
+        store = self.shelf.layers[layer]
+        if not len(self.host.counts):
+            return store.gather(index)
+        away = index >= HOST
+        keys, values = store.gather(index.masked_fill(away, 0))
+        if away.any():
+            places = (index[away] - HOST).cpu()
+            for made, theirs in zip((keys, values), self.host.layers[layer].gather(places), strict=True):
+                made[away] = theirs.to(self.device, non_blocking=True)
+        return keys, values
+
+    def row(self, page: int) -> int:
+        """Where a page's mean key lies."""
+        return page if page < HOST else len(self.shelf.counts) + page - HOST
+
+    def export(self, pages: list[int]) -> dict[str, Tensor]:
+        """What is stored of some pages, as it is stored: tensors [L, len(pages), ...] on the CPU."""
+        made: dict[str, Tensor] = {}
+        for name in self.shelf.layers[0].raw():
+            rows = [torch.stack([self._stored(layer, name, p) for p in pages]) for layer in range(self.stream.layers)]
+            made[name] = torch.stack(rows).cpu()
+        return made
+
+    def load(self, pages: list[int], stored: dict[str, Tensor]) -> None:
+        """Put exported tensors into pages of this pool (on the device)."""
+        index = torch.tensor(pages, device=self.device)
+        for name, x in stored.items():
+            for layer, store in enumerate(self.shelf.layers):
+                store.raw()[name][index] = x[layer].to(self.device)
+
+    def _stored(self, layer: int, name: str, page: int) -> Tensor:
+        shelf, place = self._place(page)
+        return shelf.layers[layer].raw()[name][place].to(self.device)
+
+    def _place(self, page: int) -> tuple[Shelf, int]:
+        return (self.shelf, page) if page < HOST else (self.host, page - HOST)
 
 
 def is_range(pages: list[int]) -> bool:

@@ -1,11 +1,7 @@
-"""Views: what the layers of a denoiser see of the history, for one block of each of N worlds.
-
-`PagedView` reads the pool. Where one world's pages and its block in flight lie in one ascending run, a layer's keys
-are a slice of the pool and nothing is copied (range access); any other set of pages is gathered once a block
-(index access), shorter histories padded in front and masked. Both have the same order, so both give the same bits.
+"""Views: what the layers of a denoiser see of the history.
 
 `CausalView` has no cache: all frames of a sequence are in flight and each sees itself and those its policy allows.
-It is what training runs, and the reference that the cache is tested against.
+It is what training runs, and the reference that the cache (paged.py) is tested against.
 
 Legend: N worlds, F latent frames in flight, S tokens each, T visible keys, h heads, d head width.
 """
@@ -17,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.kv.pool import Pool, is_range
+from engine.kv.pool import is_range
 from engine.spec import KVPolicy
 
 
@@ -37,74 +33,6 @@ class Group:
     mask: Tensor | None = None
 
 
-class PagedView:
-    """History and the block in flight of N worlds.
-
-    Args:
-        histories: each world's visible pages, in logical order.
-        in_flight: each world's pages to be written, F each.
-    """
-
-    def __init__(self, pool: Pool, histories: list[list[int]], in_flight: list[list[int]]):
-        self.pool, self.in_flight = pool, in_flight
-        self.tokens = pool.stream.tokens
-        self.longest = max(map(len, histories))
-        run = histories[0] + in_flight[0]
-        self.sliced = slice(run[0], run[-1] + 1) if len(histories) == 1 and is_range(run) else None
-        self.mask = None if self.sliced else self._mask([len(h) for h in histories], len(in_flight[0]))
-        self.index = [[0] * (self.longest - len(h)) + h for h in histories]
-        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def layer(self, index: int) -> PagedLayer:
-        return PagedLayer(self, index)
-
-    def commit(self) -> None:
-        """Write the last pass's K/V of the block into its pages (already there where keys are a slice)."""
-        pages = torch.tensor(self.in_flight, device=self.pool.device)
-        start = self.longest * self.tokens
-        for layer, (keys, values) in self.buffers.items():
-            for store, buffer in ((self.pool.keys[layer], keys), (self.pool.values[layer], values)):
-                store[pages] = buffer[:, start:].unflatten(1, (-1, self.tokens))
-
-    def gather(self, layer: int) -> tuple[Tensor, Tensor]:
-        """[N, T, h, d] keys and values with room for the block at the end, filled from the pool once."""
-        if layer not in self.buffers:
-            self.buffers[layer] = (self._gather(self.pool.keys[layer]), self._gather(self.pool.values[layer]))
-        return self.buffers[layer]
-
-    def _gather(self, store: Tensor) -> Tensor:
-        n, pages = len(self.index), self.longest + len(self.in_flight[0])
-        buffer = store.new_empty(n, pages, *store.shape[1:])
-        if self.longest:
-            buffer[:, : self.longest] = store[torch.tensor(self.index, device=store.device)]
-        return buffer.flatten(1, 2)
-
-    def _mask(self, lengths: list[int], frames: int) -> Tensor | None:
-        if min(lengths) == self.longest:
-            return None
-        visible = torch.arange(self.longest + frames) >= self.longest - torch.tensor(lengths)[:, None]
-        return visible.repeat_interleave(self.tokens, dim=1)[:, None, None].to(self.pool.device)
-
-
-class PagedLayer:
-    """One layer of a PagedView."""
-
-    def __init__(self, view: PagedView, index: int):
-        self.view, self.index = view, index
-
-    def extend(self, k: Tensor, v: Tensor) -> list[Group]:
-        """Write the block's K/V behind its history; all queries see all of it (see engine.attention)."""
-        view = self.view
-        if view.sliced:
-            keys = view.pool.keys[self.index][view.sliced].flatten(0, 1)[None]
-            values = view.pool.values[self.index][view.sliced].flatten(0, 1)[None]
-        else:
-            keys, values = view.gather(self.index)
-        keys[:, -k.shape[1] :] = k
-        values[:, -v.shape[1] :] = v
-        return [Group(slice(None), keys, values, view.mask)]
-
-
 class CausalView:
     """A whole sequence in flight: frame f sees its block and its policy's frames before it, of the same sequence.
 
@@ -121,6 +49,8 @@ class CausalView:
     def __init__(
         self, policy: KVPolicy, tokens: int, context: CausalView | None = None, block: int = 1, chunk: int = 2
     ):
+        if policy.top_k:
+            raise ValueError("a sequence without a cache has no top-k pages: give it a policy with top_k 0")
         self.policy, self.tokens, self.context, self.block = policy, tokens, context, block
         self.chunk = block * max(1, chunk // block)
         self.recorded: dict[int, tuple[Tensor, Tensor]] = {}
@@ -166,7 +96,7 @@ class CausalLayer:
     def __init__(self, view: CausalView, index: int):
         self.view, self.index = view, index
 
-    def extend(self, k: Tensor, v: Tensor) -> list[Group]:
+    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> list[Group]:
         """See engine.attention."""
         view = self.view
         if view.context is None:

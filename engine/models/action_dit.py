@@ -71,7 +71,7 @@ class ActionDiT(nn.Module):
         x = self.embed(patches) + self.place
         steer = self.steer(times, condition, dtype)
         cos, sin = rotations(positions, self.grid, self.head_width, self.rope_base)
-        rope = (cos.to(dtype), sin.to(dtype))
+        rope = (cos.to(dtype).unsqueeze(2), sin.to(dtype).unsqueeze(2))  # the same for queries and keys
         for index, layer in enumerate(self.layers):
             x = layer(x, steer, rope, view.layer(index))
         shift, scale = self.final(steer).chunk(2, dim=-1)

@@ -24,14 +24,16 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, in the precision of x."""
+    """The weight of x / rms(x) * weight over the last axis."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), 1e-6)
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x / rms(x) * weight over the last axis, in the precision of x."""
+    return F.rms_norm(x, x.shape[-1:], None, 1e-6) * weight.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -46,10 +48,11 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(width // heads)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], view: LayerView) -> Tensor:
-        """[N, S, D] -> [N, S, D]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
-        return self.out(attend(q, k, v, view).flatten(2))
+        """[N, S, D] -> [N, S, D]. Queries and keys are normed and turned together: half as many calls."""
+        qk, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
+        weights = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None]
+        q, k = rotate(rms_norm(qk, weights), *rope).unbind(2)
+        return self.out(attend(q, k, v.squeeze(2), view).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.codecs.autoencoder import AutoEncoder, to_frames
@@ -30,6 +31,9 @@ from engine.training.latents import Episodes
 from engine.training.precision import autocast
 from engine.training.sheets import write_sheet
 
+# The rarity (see rarity.py) from which on a latent counts as rare: some six pixels of a fireball.
+FULLY_RARE = 0.1
+
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -41,8 +45,8 @@ class DenoiserConfig:
             `target_shift` towards high noise.
         max_context_noise: half of the context frames carry the spec's context noise, the others up to this.
         own_context: share of steps whose context is partly the model's own guesses, after `own_after` steps.
-        motion: weight of latents that change, against those that stand still.
-        rarity: weight of latents under rare colours, against common ones.
+        motion: weight of latents around which much moved, against those where all stood still.
+        rarity: weight of latents around which a rare colour was seen, against the others.
         busy: share of sequences drawn in proportion to their motion; the others are drawn evenly.
     """
 
@@ -52,8 +56,8 @@ class DenoiserConfig:
     max_context_noise: float = 0.3
     own_context: float = 0.3
     own_after: int = 1_000
-    motion: float = 4.0
-    rarity: float = 10.0
+    motion: float = 1.0
+    rarity: float = 8.0
     busy: float = 0.5
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(steps=20_000, batch=8, lr=2e-3, muon=True, ema=0.998, weight_decay=0.01)
@@ -61,12 +65,23 @@ class DenoiserConfig:
 
 
 def latent_weights(latents: Tensor, rarity: Tensor, config: DenoiserConfig) -> Tensor:
-    """Weights [N, F, 1, h, w] of mean one, large where a latent changed (against the mean change) or is rare."""
-    change = torch.zeros_like(latents[:, :, :1])
-    change[:, 1:] = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
-    relative = (change / change.mean().clamp(min=1e-6)).clamp(max=10)
-    weights = (1 + config.motion * relative) * (1 + config.rarity * rarity)
+    """Weights [N, F, 1, h, w] of mean one, large near where a latent changed, or was rare, just before.
+
+    They never depend on the frame that they weigh: a model that is charged more for missing a fireball than for
+    inventing one sees fireballs everywhere.
+    """
+    change = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
+    moved = (change / change.mean().clamp(min=1e-6)).clamp(max=10)
+    moved, rare = around(moved[:, :-1], 3), around((rarity[:, :-1] / FULLY_RARE).clamp(max=1), 5)
+    weights = torch.ones_like(latents[:, :, :1])
+    weights[:, 1:] += config.rarity * rare
+    weights[:, 2:] += config.motion * moved
     return weights / weights.mean()
+
+
+def around(x: Tensor, size: int) -> Tensor:
+    """The largest value [N, F, 1, h, w] of each latent's neighbourhood."""
+    return F.max_pool2d(x.flatten(0, 1), size, stride=1, padding=size // 2).unflatten(0, x.shape[:2])
 
 
 def context_levels(n: int, f: int, spec: WorldSpec, config: DenoiserConfig) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -87,5 +87,5 @@ def advance(engine: Engine, running: dict[int, World], lives: list, plays: list,
     choices = np.array([next(plays[i]) for i in running])
     conditions = [Condition.of(row[None]) for row in engine.spec.actions.encode_rows(choices)]
     for i, block in zip(running, engine.step(list(running.values()), conditions), strict=True):
-        lives[i].append(Block(block.frames[:0], block.reward, block.end_probability, block.terminated, block.variables))
+        lives[i].append(replace(block, pictures=block.pictures[:0].clone()))
     return [i for i in running if lives[i][-1].terminated or len(lives[i]) >= limit]
