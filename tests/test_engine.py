@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from engine import Condition, Engine, KVPolicy, PoolFull, Start
 from engine.attention import attend, attend_dense, attend_fused, attend_reference
-from engine.kv.view import CausalView
+from engine.kv.paged import PagedView
+from engine.kv.view import CausalView, Group
 from engine.loading import assemble
 from engine.noise import SeededNoise
 from engine.schedule import commit, mix
@@ -38,14 +40,23 @@ def roll(sim: Engine, world, count: int, seed: int = 1) -> list:
     return [sim.step([world], act(int(a), block=sim.spec.block))[0] for a in actions]
 
 
-POLICIES = [(4, 0, 1), (1, 0, 1), (3, 2, 1), (None, 0, 1), (4, 0, 2), (4, 1, 2)]
+POLICIES = [
+    (KVPolicy(4), 1),
+    (KVPolicy(1), 1),
+    (KVPolicy(3, sink=2), 1),
+    (KVPolicy(None), 1),
+    (KVPolicy(2, pages=(0, 3, 9)), 1),
+    (KVPolicy(2, sink=1, pages=(4,)), 2),
+    (KVPolicy(4), 2),
+    (KVPolicy(4, sink=1), 2),
+]
 
 
-@pytest.mark.parametrize(("window", "sink", "block"), POLICIES)
+@pytest.mark.parametrize(("policy", "block"), POLICIES)
 @pytest.mark.parametrize("age", [2, 6, 20])
-def test_cached_history_equals_recomputed(window, sink, block, age):
+def test_cached_history_equals_recomputed(policy, block, age):
     """After `age` real frames, the pool holds what one pass over all of them computes, and features agree."""
-    sim = make_engine(kv=KVPolicy(window, sink), block=block, context_noise=0.0)
+    sim = make_engine(kv=policy, block=block, context_noise=0.0)
     seen, spec = footage(age), sim.spec
     with torch.inference_mode():
         world = sim.open(seen, seed=0)
@@ -60,6 +71,61 @@ def test_cached_history_equals_recomputed(window, sink, block, age):
     torch.testing.assert_close(world.head_state, sim.model.heads.summarise(features[:, -1])[0], atol=2e-5, rtol=1e-4)
     for layer in range(spec.denoiser.layers):
         keys = view.recorded[layer][0][0].unflatten(0, (age, -1))
+        for position, page in zip(world.table.positions, world.table.pages, strict=True):
+            torch.testing.assert_close(sim.pool.range(layer, page, 1)[0][0], keys[position], atol=2e-5, rtol=1e-4)
+
+
+class Chosen:
+    """A view without a cache in which frame f of a layer sees the frames that were chosen for it there, and itself."""
+
+    def __init__(self, chosen: dict[tuple[int, int], list[int]], tokens: int):
+        self.chosen, self.tokens = chosen, tokens
+        self.keys: dict[int, torch.Tensor] = {}
+
+    def layer(self, index: int):
+        return SimpleNamespace(extend=lambda q, k, v: self.groups(index, k, v))
+
+    def groups(self, index: int, k: torch.Tensor, v: torch.Tensor) -> list[Group]:
+        self.keys[index] = k
+        k, v = (x.unflatten(1, (-1, self.tokens)) for x in (k, v))
+        seen = [[*self.chosen[index, f], f] for f in range(k.shape[1])]
+        rows = [slice(f * self.tokens, (f + 1) * self.tokens) for f in range(k.shape[1])]
+        return [Group(row, k[:, s].flatten(1, 2), v[:, s].flatten(1, 2)) for row, s in zip(rows, seen, strict=True)]
+
+
+def test_pages_chosen_by_relevance_equal_the_same_choice_recomputed(monkeypatch):
+    """Every layer's choice for every frame is written down; one pass without a cache under it gives the same keys."""
+    sim = make_engine(kv=KVPolicy(2, sink=1, top_k=2, memory=10), context_noise=0.0)
+    chosen: dict[tuple[int, int], list[int]] = {}
+    ordered = PagedView._mask
+
+    def noted(view, positions):
+        chosen[len(view.buffers), view.in_flight_position] = [p for p in positions[0].tolist() if p >= 0]
+        return ordered(view, positions)
+
+    begin = Engine._begin
+
+    def begun(engine, worlds, frames):
+        view = begin(engine, worlds, frames)
+        view.in_flight_position = worlds[0].table.length
+        return view
+
+    monkeypatch.setattr(PagedView, "_mask", noted)
+    monkeypatch.setattr(Engine, "_begin", begun)
+    seen, spec = footage(16), sim.spec
+    world = sim.open(seen, seed=0)
+    assert any(chosen[0, f] != chosen[1, f] for f in range(16))  # layers choose for themselves
+    assert any(len(set(chosen[0, f]) - {0, f - 2, f - 1}) == 2 for f in range(16))
+    view = Chosen(chosen, spec.stream.tokens)
+    with torch.inference_mode():
+        latents, _ = sim.model.codec.encode(torch.from_numpy(seen.frames)[None])
+        before = np.concatenate([seen.variables[:1], seen.variables[:-1]])
+        condition = Condition(
+            torch.from_numpy(seen.actions)[None], torch.from_numpy(spec.encode_variables(before))[None]
+        )
+        sim.model.denoiser(latents, torch.zeros(1, 16), torch.arange(16)[None], condition, view)
+    for layer, keys in view.keys.items():
+        keys = keys[0].unflatten(0, (16, -1))
         for position, page in zip(world.table.positions, world.table.pages, strict=True):
             torch.testing.assert_close(sim.pool.range(layer, page, 1)[0][0], keys[position], atol=2e-5, rtol=1e-4)
 
