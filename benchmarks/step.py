@@ -7,6 +7,7 @@ Medians of interleaved rounds, so a machine whose speed drifts is fair to all. W
 
 from __future__ import annotations
 
+import copy
 import json
 import resource
 import time
@@ -71,8 +72,12 @@ def now() -> float:
 
 
 def split(env: WorldSimEnv, clock: Clock) -> None:
-    """Time the parts of a step from outside: replaces bound functions of this env's engine by timed ones."""
-    sim, model = env.engine, env.engine.model
+    """Time the parts of a step from outside: replaces bound functions of this env's engine by timed ones.
+
+    Of a shallow copy: the engine itself is shared with the other envs.
+    """
+    sim = env.engine = copy.copy(env.engine)
+    model = sim.model
     denoise, passes = model.denoiser, len(sim.passes)
     calls = iter(range(10**9))
 

@@ -81,7 +81,7 @@ class Engine:
             max_worlds * self.need,
             model.dtype,
             model.device,
-            slack=0 if self.policy.window is None else SLACK * self.need,
+            slack=SLACK * self.need if slides(self.policy, kv_dtype) else 0,
             kv_dtype=kv_dtype,
             host=max_worlds * self.need_host,
             summarise=self.policy.top_k > 0,
@@ -342,6 +342,11 @@ def pages_needed(policy: KVPolicy, block: int, offload: bool) -> tuple[int, int]
         return FULL_HISTORY + block, 0
     near, far = policy.sink + policy.window + block, policy.early - policy.sink
     return (near, far) if offload else (near + far, 0)
+
+
+def slides(policy: KVPolicy, kv_dtype: str | None) -> bool:
+    """Whether a world's pages can stay one run of the pool, which a layer then reads in place."""
+    return kv_dtype is None and policy.window is not None and not policy.early
 
 
 def read_file(path: Path) -> bytes:

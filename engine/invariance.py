@@ -9,31 +9,29 @@ Knows torch and the model's protocols; does not know which layers a model has.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from itertools import chain
-from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.model import Codec, States, WorldModel
+from engine.packing import PackedLinear
+from engine.swap import swap_linears
 
-M = TypeVar("M", bound=nn.Module)
+LINEARS = (nn.Linear, PackedLinear)
 
 
 class WorldLinear(nn.Module):
     """A linear layer over [N, ...], one product a world."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Module):
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) == 1:
-            return F.linear(x, self.weight, self.bias)
-        return torch.cat([F.linear(row, self.weight, self.bias) for row in x.split(1)])
+            return self.linear(x)
+        return torch.cat([self.linear(row) for row in x.split(1)])
 
 
 class WorldCodec:
@@ -53,18 +51,9 @@ class WorldCodec:
         return torch.cat([frames for frames, _ in made]), [(state or [None])[0] for _, state in made]
 
 
-def swapped(module: M) -> M:
-    """A copy of a module tree that shares its weights, with every nn.Linear swapped for a WorldLinear."""
-    shared = {id(t): t for t in chain(module.parameters(), module.buffers())}
-    made = copy.deepcopy(module, shared)
-    for parent in list(made.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, WorldLinear(child))
-    return made
-
-
 def invariant(model: WorldModel) -> WorldModel:
     """The model with batch-invariant products."""
     assert isinstance(model.denoiser, nn.Module)
-    return replace(model, denoiser=swapped(model.denoiser), heads=swapped(model.heads), codec=WorldCodec(model.codec))
+    denoiser = swap_linears(model.denoiser, WorldLinear, LINEARS)
+    heads = swap_linears(model.heads, WorldLinear, LINEARS)
+    return replace(model, denoiser=denoiser, heads=heads, codec=WorldCodec(model.codec))

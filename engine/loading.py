@@ -23,6 +23,7 @@ from engine.hardware import default_dtype
 from engine.model import WorldModel
 from engine.models.action_dit import ActionDiT
 from engine.models.heads import Heads
+from engine.packing import pack_linears, packs
 from engine.spec import WorldSpec
 
 
@@ -48,7 +49,8 @@ def assemble(
     dtype = dtype or default_dtype(device)
     modules = modules.to(device, dtype).eval().requires_grad_(False)
     modules.codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return WorldModel(spec, modules.denoiser, modules.codec, modules.heads, device, dtype)
+    denoiser = pack_linears(modules.denoiser) if packs(device, dtype) else modules.denoiser
+    return WorldModel(spec, denoiser, modules.codec, modules.heads, device, dtype)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two worlds side by side through Gymnasium's own vector API; their weights are loaded once."""
+"""Worlds side by side: one engine, one batched call a step, through Gymnasium's vector API."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,16 +7,17 @@ import tyro
 import inferix_env  # noqa: F401  registers the ids
 
 
-def main(world: str = "doom-take-cover", steps: int = 25) -> np.ndarray:
-    """Step two worlds with random actions; returns the sum of rewards of each, [2].
+def main(world: str = "doom-take-cover", num_envs: int = 2, steps: int = 25) -> np.ndarray:
+    """Step worlds with random actions; returns the sum of rewards of each, [num_envs].
 
     Args:
         world: a world's name or folder.
-        steps: how many. A world that ended begins again by itself.
+        num_envs: how many worlds.
+        steps: how many. A world that ended begins again by itself, in the step after.
     """
-    envs = gym.make_vec("inferix_env/World-v0", num_envs=2, vectorization_mode="sync", world=world)
+    envs = gym.make_vec("inferix_env/World-v0", num_envs=num_envs, world=world)
     envs.action_space.seed(0)
-    observations, infos = envs.reset(seed=0)  # the second world takes the next seed
+    observations, infos = envs.reset(seed=0)  # world i takes the seed 0 + i
     totals = np.zeros(envs.num_envs)
     for _ in range(steps):
         observations, rewards, terminations, _, infos = envs.step(envs.action_space.sample())

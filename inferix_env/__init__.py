@@ -4,6 +4,7 @@ Importing this registers the shipped worlds' ids; torch is imported when an env 
 
     import gymnasium as gym, inferix_env
     env = gym.make("inferix_env/DoomTakeCover-v0")
+    envs = gym.make_vec("inferix_env/DoomTakeCover-v0", num_envs=8)  # one engine, one batched call
 """
 
 import gymnasium
@@ -13,8 +14,13 @@ __version__ = "0.1.0"
 gymnasium.register(
     id="inferix_env/DoomTakeCover-v0",
     entry_point="inferix_env.env:WorldSimEnv",
+    vector_entry_point="inferix_env.vector:WorldSimVectorEnv",
     kwargs={"world": "doom-take-cover"},
     max_episode_steps=525,  # 2,100 game tics, the horizon of Ha & Schmidhuber (2018)
 )
 # Any world folder: gym.make("inferix_env/World-v0", world="path/to/world").
-gymnasium.register(id="inferix_env/World-v0", entry_point="inferix_env.env:WorldSimEnv")
+gymnasium.register(
+    id="inferix_env/World-v0",
+    entry_point="inferix_env.env:WorldSimEnv",
+    vector_entry_point="inferix_env.vector:WorldSimVectorEnv",
+)

@@ -6,21 +6,26 @@ history, and its last frame is the observation. Knows Gymnasium and, of the engi
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
-from engine import Condition, Engine, KVPolicy, World, read_card
+from engine import Condition, World, read_card
 from inferix_env import worlds
 from inferix_env.actions import key_map, space_of
 from inferix_env.rewards import RewardFn, checked
+from inferix_env.settings import Settings, check_choice
+from inferix_env.snapshots import Snapshot
 from inferix_env.starts import make_start
+from inferix_env.state import EpisodeState
 
 RENDER_MODES = ["human", "rgb_array", "rgb_array_list"]
-DTYPES = ("float32", "bfloat16")
 
 
 class WorldSimEnv(gym.Env):
@@ -29,6 +34,14 @@ class WorldSimEnv(gym.Env):
     Observation: the block's last frame, uint8 [H, W, 3], or with `obs="block"` all T of them, [T, H, W, 3].
     Info: `frames` (all frames of the step), `end_probability` (that it ended, asked before it was dreamed) and
     `variables` (the world's named numbers, such as health).
+
+    Envs of one process with the same world, device and engine settings share one engine; their worlds stay apart.
+
+    `unwrapped.snapshot()` turns the episode into bytes, `restore` (or `reset` with the option "snapshot") goes on from
+    them, bit for bit. They hold this env's own horizon and step count. `gym.make` keeps the horizon of an id in a
+    `TimeLimit` around the env, whose count they do not reach: it begins anew at every `env.reset`, also at that of a
+    snapshot, and runs on through `unwrapped.restore`. For a horizon that travels with a snapshot, give this class
+    `max_episode_steps` itself, or use `gym.make_vec`.
 
     Args:
         world: a shipped world's name, or a folder.
@@ -39,8 +52,10 @@ class WorldSimEnv(gym.Env):
         obs: "frame" or "block".
         render_mode: "human" (a window; needs the extra `play`), "rgb_array", "rgb_array_list" (all frames since
             the last render) or None.
-        max_episode_steps: the horizon, reported as truncation; None for no end but the world's.
+        max_episode_steps: the horizon, reported as truncation; None (or -1) for no end but the world's.
         reward_fn: (frames uint8 [T, H, W, 3], info) -> reward, in place of the learned head.
+        deterministic: the numbers do not depend, bit for bit, on other worlds stepped in the same call.
+        kv_dtype: how the engine stores its history: None as computed, "int8" or "fp8".
 
     Raises:
         ValueError: an argument names nothing this machine or package has.
@@ -59,60 +74,103 @@ class WorldSimEnv(gym.Env):
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
         reward_fn: RewardFn | None = None,
+        deterministic: bool = True,
+        kv_dtype: str | None = None,
     ):
-        check_choice("obs", obs, ("frame", "block"))
-        check_choice("dtype", dtype, (None, *DTYPES))
         check_choice("render_mode", render_mode, (None, *RENDER_MODES))
-        if max_episode_steps is not None and max_episode_steps < 2:
-            raise ValueError(f"max_episode_steps {max_episode_steps}: expected at least 2, or None")
+        self.settings = Settings(
+            world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
+        )
         self.folder = worlds.find(world)
         self.card = read_card(self.folder)
-        model = worlds.model(self.folder, device, dtype)
-        self.world_spec = model.spec
-        policy = self.world_spec.kv if window is None else KVPolicy(window, self.world_spec.kv.sink)
-        self.engine = Engine(model, num_steps, policy)
-        self.obs, self.render_mode, self.reward_fn = obs, render_mode, reward_fn
-        self.max_episode_steps = max_episode_steps
+        self.seats = self.settings.claim(self.folder, num_worlds=1)
+        self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
+        self.render_mode, self.reward_fn = render_mode, reward_fn
         self.metadata = {**type(self).metadata, "render_fps": max(1, round(self.world_spec.fps))}
         self.action_space = space_of(self.world_spec.actions)
-        height, width = self.world_spec.frame
-        self.frames_per_step = self.world_spec.block * model.codec.frames_per_latent
-        lead = () if obs == "frame" else (self.frames_per_step,)
-        self.observation_space = gym.spaces.Box(0, 255, (*lead, height, width, 3), np.uint8)
-        self.world: World | None = None
-        self.frames = np.zeros((0, height, width, 3), np.uint8)
+        self.frames_per_step = self.world_spec.block * self.engine.model.codec.frames_per_latent
+        self.observation_space = self.settings.observation_space(self.world_spec, self.frames_per_step)
+        self.state: EpisodeState | None = None
         self.unrendered: list[np.ndarray] = []
-        self.steps = 0
-        self.over = True
+        self.closed = False
         self.window = open_window(self) if render_mode == "human" else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Begin an episode: see `starts.make_start` for the options."""
+        """Begin an episode, or go on from a snapshot.
+
+        Args:
+            options: {"snapshot": bytes} alone goes on from a snapshot; else see `starts.make_start`.
+
+        Raises:
+            ValueError: unknown or contradictory options; the episode that runs goes on.
+        """
+        self._check_open()
+        if "snapshot" in (options or {}):
+            check_alone(options or {}, seed)
+            return self.restore((options or {})["snapshot"])
         super().reset(seed=seed)
         start = make_start(options or {}, self.folder, self.world_spec, self.np_random)
-        seed_of_world = int(self.np_random.integers(2**63))
-        if self.world is not None:
-            self.engine.close(self.world)
-        self.world = self.engine.open(start, seed_of_world)
-        self.steps, self.over = 0, False
-        self.unrendered = []
-        self._show(start.frames[-1:].repeat(self.frames_per_step, axis=0))
-        return self._observation(), self._info(self.frames, 0.0, self.world.variables)
+        world = self.seats.open(0, start, int(self.np_random.integers(2**63)))
+        frames = start.frames[-1:].repeat(self.frames_per_step, axis=0)
+        return self._begin(EpisodeState(world, frames, self.settings.horizon))
 
     def step(self, action: Any):
         """Dream the next block. Returns observation, reward, terminated, truncated, info."""
-        if self.world is None or self.over:
+        state = self._running()
+        if state.over:
             raise ResetNeeded("step needs an episode that runs: call reset() first")
         encoded = self.world_spec.actions.encode(action)
         condition = Condition.of(np.tile(encoded, (self.world_spec.block, 1)))
-        [block] = self.engine.step([self.world], [condition])
-        self.steps += 1
-        self._show(block.frames)
-        info = self._info(block.frames, block.end_probability, block.variables)
-        reward = checked(self.reward_fn(block.frames, info), self.reward_fn) if self.reward_fn else block.reward
-        truncated = self.max_episode_steps is not None and self.steps >= self.max_episode_steps
-        self.over = block.terminated or truncated
-        return self._observation(), reward, block.terminated, truncated, info
+        [block] = self.engine.step([state.world], [condition])
+        terminated, truncated = state.advance(block, block.frames)
+        self._show(self.frames)
+        info = state.info(self.world_spec)
+        reward = checked(self.reward_fn(self.frames, info), self.reward_fn) if self.reward_fn else block.reward
+        return self._observation(), reward, terminated, truncated, info
+
+    def snapshot(self) -> bytes:
+        """The episode as it stands: world, last frames, steps, horizon and random state (a safetensors blob).
+
+        Raises:
+            ResetNeeded: there is no episode.
+        """
+        state = self._running()
+        return Snapshot.of(state, self.engine.snapshot(state.world), self.np_random).encode()
+
+    def restore(self, value: bytes):
+        """Go on from a snapshot of this world: what follows is what followed there, bit for bit.
+
+        Returns:
+            Observation and info, as they were.
+
+        Raises:
+            ValueError: it is no snapshot, or of another world or engine setting; the episode that runs goes on.
+        """
+        self._check_open()
+        told = Snapshot.decode(value, (self.frames_per_step, *self.world_spec.frame, 3))
+        world = self.seats.restore(0, told.world)
+        self.np_random = told.rng
+        return self._begin(EpisodeState(world, told.frames, **told.episode))
+
+    def fork(self, seed: int | None = None) -> WorldSimEnv:
+        """Another env in the same state, on the same engine, sharing history until the two diverge.
+
+        Args:
+            seed: of the world's noise from here on; by default the same actions give both the same future.
+
+        Returns:
+            An env with this one's settings, independent of it; of a "human" one, without a window.
+
+        Raises:
+            ResetNeeded: there is no episode.
+        """
+        state = self._running()
+        settings = vars(self.settings) | {"world": self.folder}
+        made = type(self)(**settings, render_mode=None if self.window else self.render_mode)
+        [world] = made.seats.fork(state.world, [0], None if seed is None else [seed])
+        made.np_random = copy.deepcopy(self.np_random)
+        made._begin(replace(state, world=world))
+        return made
 
     def render(self):
         """The last frame, all frames since the last call, or None, by `render_mode`."""
@@ -123,37 +181,66 @@ class WorldSimEnv(gym.Env):
             return frames
         return None
 
+    @property
+    def world(self) -> World | None:
+        """What is simulated; None before the first reset."""
+        return self.state.world if self.state else None
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Frames of the last step, uint8 [T, H, W, 3]."""
+        return np.asarray(self._running().frames)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no episode that could go on."""
+        return self.state is None or self.state.over
+
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Held keys (pygame codes) -> action, as gymnasium.utils.play takes it."""
         return key_map(self.card, self.world_spec.actions)
 
     def close(self) -> None:
-        if self.world is not None:
-            self.engine.close(self.world)
-            self.world = None
+        """Give the world's place back. Closing twice is fine."""
+        self.seats.leave()
+        self.state, self.closed = None, True
         if self.window is not None:
             self.window.close()
             self.window = None
 
+    def _begin(self, state: EpisodeState):
+        """Observation and info of an episode about to run."""
+        self.state, self.unrendered = state, []
+        self._show(self.frames)
+        return self._observation(), state.info(self.world_spec)
+
     def _show(self, frames: np.ndarray) -> None:
-        self.frames = frames
         if self.render_mode == "rgb_array_list":
             self.unrendered += list(frames)
         if self.window is not None:
             self.window.play(frames)
 
     def _observation(self) -> np.ndarray:
-        return (self.frames[-1] if self.obs == "frame" else self.frames).copy()
+        return np.array(self._running().observation(self.settings.obs))
 
-    def _info(self, frames: np.ndarray, end_probability: float, variables: np.ndarray) -> dict[str, Any]:
-        named = {v.name: float(x) for v, x in zip(self.world_spec.variables, variables, strict=True)}
-        return {"frames": frames, "end_probability": end_probability, "variables": named}
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("this env is closed: make a new one")
+
+    def _running(self) -> EpisodeState:
+        """The episode; raises where there is none."""
+        self._check_open()
+        if self.state is None:
+            raise ResetNeeded("there is no episode: call reset() first")
+        return self.state
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raise ValueError unless `value` is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} {value!r}: expected one of {list(choices)}")
+def check_alone(options: Mapping[str, Any], seed: int | None) -> None:
+    """Raise ValueError if a snapshot comes with what it already holds."""
+    others = sorted(set(options) - {"snapshot"})
+    if others or seed is not None:
+        given = [f"seed {seed}"] * (seed is not None) + [f"options {others}"] * bool(others)
+        raise ValueError(f"reset from a snapshot with {' and '.join(given)}: expected the snapshot alone")
 
 
 def open_window(env: WorldSimEnv):

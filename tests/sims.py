@@ -1,4 +1,4 @@
-"""Engines of the tiny world, footage to open worlds with, and actions to step them by."""
+"""Engines of the tiny world, footage to open worlds with, actions to step them by, and a world without a cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from engine import Block, Condition, Engine, Start, World
+from engine.kv.view import CausalView
 from engine.loading import assemble
+from engine.noise import SeededNoise
+from engine.schedule import mix
 from tests.worlds import TINY, make_modules
 
 FORWARD = ("num_steps", "policy", "max_worlds", "deterministic", "kv_dtype", "offload")
@@ -46,3 +49,59 @@ def identical(first: list[Block], second: list[Block]) -> bool:
         and np.array_equal(a.variables, b.variables)
         for a, b in zip(first, second, strict=True)
     )
+
+
+class Uncached:
+    """A world with its whole history recomputed for every pass: slow, plain, no pool. One latent frame a block.
+
+    Its `variables` are what a test appends after each step: the heads, which draw them, are not run here.
+    """
+
+    def __init__(self, sim: Engine, seen: Start, seed: int):
+        self.sim, self.spec = sim, sim.spec
+        self.seed, self.block = seed, 0
+        with torch.inference_mode():
+            self.latents = list(sim.model.codec.encode(torch.from_numpy(seen.frames)[None])[0][0])
+        self.actions = [torch.from_numpy(row) for row in seen.actions]
+        self.variables = [seen.variables[0], *seen.variables]
+        self.noises = [self._draw(-1 - k, 1) for k in range(len(self.latents))]
+
+    @torch.inference_mode()
+    def step(self, condition: Condition) -> torch.Tensor:
+        """Dream the next block; its clean latents [1, C, h, w]."""
+        self.actions.append(condition.actions[0])
+        past, x = self._past(), self._draw(self.block, 0)
+        for step in self.sim.passes:
+            if step.update:
+                prediction, _ = self._run([*past, x], step.level, self._view())
+                x = step.update(x, prediction[0, -1])
+        self.latents.append(x)
+        self.noises.append(self._draw(self.block, len(self.sim.passes)))
+        self.block += 1
+        return x[None]
+
+    @torch.inference_mode()
+    def history(self) -> tuple[dict[int, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """One pass over all that was committed: keys and values by layer [1, K S, h, d], and features."""
+        view = self._view()
+        _, features = self._run(self._past(), self.spec.context_noise, view)
+        return view.recorded, features
+
+    def _past(self) -> list[torch.Tensor]:
+        """The history as the cache was shown it."""
+        return [mix(z, e, self.spec.context_noise) for z, e in zip(self.latents, self.noises, strict=True)]
+
+    def _view(self) -> CausalView:
+        return CausalView(self.sim.policy, self.spec.stream.tokens)
+
+    def _run(self, shown: list[torch.Tensor], level: float, view: CausalView) -> tuple[torch.Tensor, torch.Tensor]:
+        """A pass over latents from the first on, of which the last has a noise level of its own."""
+        times = torch.full((1, len(shown)), self.spec.context_noise)
+        times[:, -1] = level
+        rows = self.spec.encode_variables(np.stack(self.variables[: len(shown)]).astype(np.float64))
+        condition = Condition(torch.stack(self.actions)[None], torch.from_numpy(rows)[None])
+        positions = torch.arange(len(shown))[None]
+        return self.sim.model.denoiser(torch.stack(shown)[None], times, positions, condition, view)
+
+    def _draw(self, block: int, draw: int) -> torch.Tensor:
+        return SeededNoise(self.seed).latent(block, draw, (1, *self.spec.latent))[0]

@@ -14,8 +14,8 @@ from engine.attention import attend, attend_dense, attend_fused, attend_referenc
 from engine.kv.paged import PagedView
 from engine.kv.view import CausalView, Group
 from engine.loading import assemble
-from engine.noise import SeededNoise
-from engine.schedule import commit, mix
+from engine.schedule import commit
+from tests.sims import Uncached
 from tests.worlds import TINY, make_modules
 
 
@@ -137,50 +137,11 @@ def test_a_dreamed_block_equals_the_one_dreamed_without_a_cache(window, sink):
     world = sim.open(footage(3), seed=5)
     reference = Uncached(sim, footage(3), seed=5)
     for action in (1, 2, 0, 1, 1, 2, 0):
-        [block] = sim.step([world], act(action))
-        latents = reference.step(action)
+        [condition] = act(action)
+        [block] = sim.step([world], [condition])
+        latents = reference.step(condition)
         torch.testing.assert_close(world.latents, latents, atol=1e-4, rtol=1e-3)
         reference.variables.append(block.variables)
-
-
-class Uncached:
-    """The same world with its whole history recomputed for every pass: slow, plain, no pool."""
-
-    def __init__(self, sim: Engine, seen: Start, seed: int):
-        self.sim, self.spec = sim, sim.spec
-        self.seed, self.block = seed, 0
-        with torch.inference_mode():
-            self.latents = list(sim.model.codec.encode(torch.from_numpy(seen.frames)[None])[0][0])
-        self.actions = list(seen.actions)
-        self.variables = [seen.variables[0], *seen.variables]
-        self.noises = [self.draw(-1 - k, 1) for k in range(len(self.latents))]
-
-    def draw(self, block: int, draw: int) -> torch.Tensor:
-        return SeededNoise(self.seed).latent(block, draw, (1, *self.spec.latent))[0]
-
-    @torch.inference_mode()
-    def step(self, action: int) -> torch.Tensor:
-        self.actions.append(np.eye(3, dtype=np.float32)[action])
-        level = self.spec.context_noise
-        past = [mix(z, e, level) for z, e in zip(self.latents, self.noises, strict=True)]
-        count = len(past) + 1
-        x = self.draw(self.block, 0)
-        rows = np.stack(self.variables[:count]).astype(np.float64)
-        condition = Condition(
-            torch.from_numpy(np.stack(self.actions))[None], torch.from_numpy(self.spec.encode_variables(rows))[None]
-        )
-        for step in self.sim.passes:
-            if step.update is None:
-                continue
-            times = torch.tensor([[level] * (count - 1) + [step.level]])
-            view = CausalView(self.spec.kv, self.spec.stream.tokens)
-            shown = torch.stack([*past, x])[None]
-            prediction, _ = self.sim.model.denoiser(shown, times, torch.arange(count)[None], condition, view)
-            x = step.update(x, prediction[0, -1])
-        self.latents.append(x)
-        self.noises.append(self.draw(self.block, len(self.sim.passes)))
-        self.block += 1
-        return x[None]
 
 
 def test_unbounded_rollout_holds_its_memory_and_its_order():

@@ -9,7 +9,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from PIL import Image
 
@@ -193,6 +193,7 @@ BAD_ARGUMENTS = [
     ({"num_steps": 0}, "num_steps 0"),
     ({"window": 0}, "window 0"),
     ({"max_episode_steps": 1}, "at least 2"),
+    ({"kv_dtype": "int3"}, "kv_dtype 'int3'"),
 ]
 
 
@@ -291,3 +292,153 @@ def test_a_world_without_whole_starts_says_so(tmp_path):
     (world / "starts.npz").unlink()
     with pytest.raises(ValueError, match=r"no starts\.npz"):
         env.reset(seed=0)
+
+
+def future(env, actions=(1, 2, 0, 1), resets=2) -> list:
+    """What an env gives from here on: some steps, then episodes of unseeded resets."""
+    rows = [env.step(action) for action in actions]
+    for _ in range(resets):
+        rows += [env.reset(), env.step(1)]
+    return [[row[0].tobytes(), *row[1:-1], {**row[-1], "frames": row[-1]["frames"].tobytes()}] for row in rows]
+
+
+@pytest.mark.parametrize("settings", [{}, {"obs": "block"}, {"window": None, "num_steps": 1}, {"kv_dtype": "int8"}])
+def test_a_snapshot_goes_on_bit_for_bit(endless, settings):
+    env = WorldSimEnv(world=endless, max_episode_steps=8, **settings)
+    rows = play(env, [1, 2, 2], seed=4)
+    value = env.snapshot()
+    assert isinstance(value, bytes)
+    expected = future(env)
+    for other in (env, WorldSimEnv(world=endless, **settings)):
+        obs, info = other.restore(value)
+        assert np.array_equal(obs, rows[-1][0])
+        assert same([(obs, 0.0, False, info)], [(rows[-1][0], 0.0, False, rows[-1][3])])
+        assert np.array_equal(info["frames"], rows[-1][3]["frames"])
+        assert other.state.steps == 3
+        assert future(other, resets=2 if other is env else 0) == expected[: None if other is env else 4]
+
+
+def test_the_horizon_is_that_of_the_snapshot_for_its_episode_alone(endless):
+    env = WorldSimEnv(world=endless, max_episode_steps=5)
+    play(env, [1, 1, 1])
+    other = WorldSimEnv(world=endless)
+    other.restore(env.snapshot())
+    assert [other.step(1)[3] for _ in range(2)] == [False, True]
+    with pytest.raises(ResetNeeded):
+        other.step(1)
+    over = other.snapshot()
+    other.reset()
+    assert not any(other.step(1)[3] for _ in range(6))
+    other.restore(over)
+    with pytest.raises(ResetNeeded):
+        other.step(1)
+
+
+def test_reset_takes_a_snapshot_through_wrappers(endless):
+    env = gym.make("inferix_env/World-v0", world=str(endless), max_episode_steps=4)
+    env.reset(seed=1)
+    env.step(1)
+    value = env.unwrapped.snapshot()
+    expected = env.step(2)[0]
+    obs, info = env.reset(options={"snapshot": value})
+    assert np.array_equal(obs, info["frames"][-1])
+    assert np.array_equal(env.step(2)[0], expected)
+    assert [env.step(1)[3] for _ in range(3)] == [False, False, True]  # the wrapper has counted anew
+    env.unwrapped.restore(value)
+
+
+def test_a_fork_has_the_past_in_common_and_no_more(endless):
+    env = WorldSimEnv(world=endless, max_episode_steps=20)
+    play(env, [1, 2, 2, 1, 1], seed=4)
+    fork, other = env.fork(), env.fork(seed=123)
+    assert fork.engine is env.engine
+    obs = fork.step(2)[0]
+    assert not np.array_equal(other.step(2)[0], obs)
+    fork.step(1)
+    other.close()
+    assert np.array_equal(env.step(2)[0], obs)  # as if there were no fork
+    assert (fork.state.steps, env.state.steps) == (7, 6)
+    assert np.array_equal(env.step(1)[0], fork.frames[-1])
+    assert future(env) == future(fork)  # also what they draw
+    env.close()
+    fork.step(1)
+
+
+def test_snapshots_and_forks_render_on(endless):
+    env = WorldSimEnv(world=endless, render_mode="rgb_array")
+    obs = play(env, [1, 2])[-1][0]
+    value, fork = env.snapshot(), env.fork()
+    assert np.array_equal(fork.render(), obs)
+    env.reset()
+    env.restore(value)
+    assert np.array_equal(env.render(), obs)
+    recorded = WorldSimEnv(world=endless, render_mode="rgb_array_list")
+    recorded.restore(value)
+    recorded.step(1)
+    assert [f.shape for f in recorded.render()] == [(32, 32, 3)] * 2
+
+
+def bad_snapshots(env) -> list[tuple]:
+    value = env.snapshot()
+    world = env.engine.snapshot(env.world)
+    changed = value.replace(b"inferix_env episode", b"inferix_env postage")
+    newer = value.replace(b'"version":"1"', b'"version":"9"')
+    flipped = value[:-1] + bytes([value[-1] ^ 1])
+    return [
+        ("text", "expected the bytes"),
+        (None, "expected the bytes"),
+        (b"", "truncated or no snapshot"),
+        (b"no snapshot", "truncated or no snapshot"),
+        ((2).to_bytes(8, "little") + b"[]", "truncated or no snapshot"),
+        (value[:-9], "truncated or no snapshot"),
+        (world, "its format is another"),
+        (changed, "its format is another"),
+        (newer, "version 9"),
+        (flipped, "damaged"),
+    ]
+
+
+def test_foreign_values_are_refused_and_the_episode_goes_on(env, endless, tmp_path):
+    twin = play(env, [1, 2], seed=1)
+    values = bad_snapshots(env)
+    for folder, settings in ((make_world(tmp_path / "wide", frame=(32, 64)), {}), (endless, {"num_steps": 5})):
+        foreign = WorldSimEnv(world=folder, **settings)
+        foreign.reset(seed=0)
+        values.append((foreign.snapshot(), "expected .*this env's world|another model or engine"))
+    play(env, [1], seed=1)
+    for value, message in values:
+        for call in (env.restore, lambda value: env.reset(options={"snapshot": value})):
+            with pytest.raises(ValueError, match=message):
+                call(value)
+    assert np.array_equal(env.step(2)[0], twin[2][0])
+
+
+def test_a_snapshot_comes_alone(env):
+    env.reset(seed=0)
+    value = env.snapshot()
+    with pytest.raises(ValueError, match=r"with seed 3: expected the snapshot alone"):
+        env.reset(seed=3, options={"snapshot": value})
+    with pytest.raises(ValueError, match=r"with options \['start'\]: expected the snapshot alone"):
+        env.reset(options={"snapshot": value, "start": 1})
+
+
+def test_no_episode_no_snapshot_and_no_closed_env(endless):
+    env = WorldSimEnv(world=endless)
+    for call in (env.snapshot, env.fork):
+        with pytest.raises(ResetNeeded, match="reset"):
+            call()
+    env.reset(seed=0)
+    value = env.snapshot()
+    env.close()
+    for call in (env.snapshot, env.fork, env.reset, lambda: env.step(0), lambda: env.restore(value)):
+        with pytest.raises(ClosedEnvironmentError, match="closed"):
+            call()
+
+
+def test_frame_stacking(endless):
+    env = gym.wrappers.FrameStackObservation(WorldSimEnv(world=endless), stack_size=3)
+    first, _ = env.reset(seed=0)
+    frames = [env.step(1)[0] for _ in range(3)]
+    assert first.shape == frames[-1].shape == (3, 32, 32, 3)
+    assert np.array_equal(frames[-1][:2], frames[-2][1:])
+    assert env.observation_space.contains(frames[-1])

@@ -4,7 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from examples import custom_reward, own_footage, quickstart, vector
+from engine import ContinuousActions
+from examples import custom_reward, fork_and_compare, own_footage, quickstart, vector
 from inferix_env.env import WorldSimEnv
 from tests.worlds import make_world
 
@@ -75,3 +76,41 @@ def test_calm_likes_no_fire_and_no_end():
     safe, deadly = {"end_probability": 0.0}, {"end_probability": 0.5}
     assert (custom_reward.calm(blue, safe), custom_reward.calm(red, safe)) == (1.0, 0.0)
     assert custom_reward.calm(blue, deadly) == 0.5
+
+
+def test_forks_share_a_past_and_each_future_is_that_of_its_action(world, tmp_path):
+    futures = fork_and_compare.main(world, before=3, steps=5, out=tmp_path / "first.png")
+    assert futures.shape == (3, 6, 32, 32, 3)
+    for action, future in enumerate(futures):
+        env = WorldSimEnv(world=world)
+        env.reset(seed=0)
+        frames = [env.step(a)[0] for a in [0] * 3 + [action] * 5]
+        assert np.array_equal(future, frames[2:])
+    assert not np.array_equal(futures[1], futures[2])
+    fork_and_compare.main(world, before=3, steps=5, out=tmp_path / "second.png")
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_forks_follow_scripts_and_hold_their_last_action(world, tmp_path):
+    turned, held = fork_and_compare.main(
+        world, ("left*2, right", "left"), before=0, steps=4, out=tmp_path / "futures.png"
+    )
+    assert np.array_equal(turned[:3], held[:3])
+    assert not np.array_equal(turned[3], held[3])
+
+
+def test_a_future_is_black_after_its_episode_ends(tmp_path):
+    ending = str(make_world(tmp_path / "world", end_bias=80.0))
+    futures = fork_and_compare.main(ending, before=0, steps=3, out=tmp_path / "futures.png")
+    assert futures[:, :2].any((2, 3, 4)).all()
+    assert not futures[:, 2:].any()
+    with pytest.raises(ValueError, match="seed 0 ended within 2 steps"):
+        fork_and_compare.main(ending, before=2, out=tmp_path / "futures.png")
+
+
+def test_forks_of_a_world_without_a_list_of_actions_need_some(tmp_path):
+    looking = str(make_world(tmp_path / "world", end_bias=-80.0, actions=ContinuousActions((-1.0, -1.0), (1.0, 1.0))))
+    with pytest.raises(ValueError, match="choose some with --actions"):
+        fork_and_compare.main(looking)
+    futures = fork_and_compare.main(looking, ("(1,0)", "(-1,0)*2, noop"), steps=3, out=tmp_path / "futures.png")
+    assert not np.array_equal(futures[0], futures[1])

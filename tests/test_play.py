@@ -49,7 +49,7 @@ class WatchedEnv(WorldSimEnv):
         time.sleep(self.delay)
         observation, _, _, _, info = super().step(action)
         self.taken.append(action)
-        self.over = self.ends
+        self.state.over = self.ends
         return observation, 1.0, self.ends, False, info
 
 
@@ -418,7 +418,7 @@ def test_a_window_plays_a_script_for_so_many_steps(monkeypatch, folder, tmp_path
     def watch(env, action):
         taken.append(action)
         observation, reward, _, _, info = step(env, action)
-        env.over = False
+        env.state.over = False
         return observation, reward, False, False, info
 
     monkeypatch.setattr(WorldSimEnv, "step", watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pytest
 import torch
 
 import inferix_env  # noqa: F401  (registers the ids)
+from engine.codecs.autoencoder import AutoEncoder
 from engine.spec import KVPolicy, VariableSpec
 from engine.training.__main__ import TrainConfig, train
 from engine.training.behaviour import make_behaviour, parse_mix
-from engine.training.codec import CodecConfig, codec_report, pixel_weights
+from engine.training.codec import CodecConfig, codec_report, pixel_weights, train_codec
 from engine.training.collect import CollectConfig, collect
 from engine.training.data import Shards
 from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss, dream, latent_weights, target_levels
@@ -128,7 +130,7 @@ def test_vizdoom_actions_are_called_what_they_press():
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
     """12 steps at once, and 5 + 7 with the checkpoint between, give the same weights."""
 
-    def loss(module, rng):
+    def loss(module, rng, step):
         x = torch.from_numpy(rng.standard_normal((8, 4)).astype(np.float32))
         return (module(x + 0.1 * torch.randn(8, 4)) - x.sum(1, keepdim=True)).square().mean(), {}
 
@@ -138,10 +140,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
         settings = FitConfig(steps=12, warmup=2, every=0.0, validate_every=100)
         count = iter(range(100))
 
-        def stopping(module, rng):
+        def stopping(module, rng, step):
             if stop_at is not None and next(count) == stop_at:
                 raise KeyboardInterrupt
-            return loss(module, rng)
+            return loss(module, rng, step)
 
         return fit("toy", torch.nn.Linear(4, 1), stopping, lambda m, s: {}, settings, folder)
 
@@ -211,11 +213,13 @@ def test_latent_weights_favour_where_something_moved_or_was_rare_and_never_see_t
     latents, rarity = torch.zeros(1, 5, 2, 8, 8), torch.zeros(1, 5, 1, 8, 8)
     latents[0, 1:, :, 1, 1] = 5.0
     rarity[0, 1, :, 6, 6] = 1.0
-    weights = latent_weights(latents, rarity, DenoiserConfig())
+    weights = latent_weights(latents, rarity, DenoiserConfig(insist=0))
     assert weights[0, 2, 0, 2, 2] > 5 * weights[0, 2, 0, 2, 6]
     assert weights[0, 2, 0, 4, 4] > 5 * weights[0, 2, 0, 2, 6]
     assert weights[0, 1].std() == weights[0, 3:].std() == 0
     assert weights.mean() == pytest.approx(1)
+    insisting = latent_weights(latents, rarity, DenoiserConfig(insist=4))
+    assert insisting[0, 1, 0, 6, 6] == pytest.approx(5 * float(insisting[0, 1, 0, 2, 2]))
 
 
 def test_targets_visit_the_samplers_levels_most():
@@ -243,6 +247,18 @@ def test_codec_weights_favour_small_bright_moving_things():
     weights = pixel_weights(now, torch.zeros_like(now) - 0.5294, rarity(frames), CodecConfig())
     assert weights[0, 0, 10, 10] > 4 * weights[0, 0, 25, 25]
     assert weights.mean() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_frozen_encoder_keeps_its_latents_while_the_decoder_learns(data, tmp_path):
+    settings = replace(config(tmp_path).codec, freeze_encoder=True)
+    torch.manual_seed(0)
+    start = AutoEncoder(settings.channels, settings.widths, settings.depth)
+    before = copy.deepcopy(start)
+    after = train_codec(settings, data, tmp_path, torch.device("cpu"), start)
+    frames = torch.from_numpy(Shards(data, "train").frames(0, 4))[None]
+    assert torch.equal(before.encode(frames)[0], after.encode(frames)[0])
+    latents = torch.randn(2, 4, 4, 4)
+    assert not torch.equal(before.reconstruct(latents), after.reconstruct(latents))
 
 
 def test_codec_report_of_a_perfect_codec():

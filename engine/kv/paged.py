@@ -73,8 +73,9 @@ class PagedView:
         return self.buffers[layer]
 
     def _joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        n, s = len(self.in_flight), self.tokens
-        made = [x.new_empty(n, (self.longest + self.frames) * s, *x.shape[3:]) for x in (keys, values)]
+        """The history [N, T, S, h, d] with room for the block behind it, head by head in memory."""
+        n, _, s, h, d = keys.shape
+        made = [x.new_empty(n, h, (self.longest + self.frames) * s, d).transpose(1, 2) for x in (keys, values)]
         for buffer, x in zip(made, (keys, values), strict=True):
             buffer[:, : self.longest * s] = x.flatten(1, 2)
         return made[0], made[1]

@@ -1,7 +1,8 @@
 """How the pages of one layer are stored: as they are, or as 8-bit codes with scales. Chosen once, when a pool is made.
 
 Both answer to the same four calls: `range` (a run of pages), `gather` (any pages), `write`, and `raw`, the stored
-tensors themselves, for what moves or saves pages without reading them. Knows tensors only.
+tensors themselves, for what moves or saves pages without reading them. In memory a head's pages lie together, so that
+the products of attention read a run of them as one matrix. Knows tensors only.
 
 Legend: P pages, S tokens of a latent frame, h heads, d head width, N T any shape of an index.
 """
@@ -35,11 +36,23 @@ class Pages(Protocol):
     def grow(self, num_pages: int) -> None: ...
 
 
+def blank(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pin: bool) -> Tensor:
+    """Zeros [P, S, h, d], stored head by head."""
+    p, s, h, d = shape
+    return torch.zeros(h, p, s, d, dtype=dtype, device=device, pin_memory=pin).permute(1, 2, 0, 3)
+
+
 def grown(x: Tensor, num_pages: int) -> Tensor:
     """A copy with zeros added at the end, to make `num_pages` pages."""
-    made = torch.zeros(num_pages, *x.shape[1:], dtype=x.dtype, device=x.device, pin_memory=x.is_pinned())
+    made = blank((num_pages, *x.shape[1:]), x.dtype, x.device, x.is_pinned())
     made[: len(x)] = x
     return made
+
+
+def taken(x: Tensor, index: Tensor) -> Tensor:
+    """[*index, S, h, d] of any pages, head by head in memory too. (On a CPU ten times faster than `x[:, index]`.)"""
+    made = x.permute(2, 0, 1, 3).index_select(1, index.flatten()).unflatten(1, index.shape)
+    return made.permute(*range(1, made.ndim - 1), 0, made.ndim - 1)
 
 
 class PlainPages:
@@ -49,8 +62,7 @@ class PlainPages:
 
     def __init__(self, stream: KVStream, num_pages: int, dtype: torch.dtype, device: torch.device, pin: bool = False):
         shape = (num_pages, stream.tokens, stream.heads, stream.width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device, pin_memory=pin)
-        self.values = torch.zeros(shape, dtype=dtype, device=device, pin_memory=pin)
+        self.keys, self.values = blank(shape, dtype, device, pin), blank(shape, dtype, device, pin)
 
     def range(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values [count, S, h, d] of a run of pages, as views."""
@@ -58,7 +70,7 @@ class PlainPages:
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Copies [*index, S, h, d] of any pages, in any order."""
-        return self.keys[index], self.values[index]
+        return taken(self.keys, index), taken(self.values, index)
 
     def write(self, index: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [*index, S, h, d]."""
@@ -95,18 +107,17 @@ class QuantisedPages:
         scale = (num_pages, 1, stream.heads, stream.width if per_channel else 1)
         self.dtype, self.code = dtype, code
         self.axes = (-3,) if per_channel else (-3, -1)
-        self.keys = torch.zeros(shape, dtype=code, device=device, pin_memory=pin)
-        self.values = torch.zeros(shape, dtype=code, device=device, pin_memory=pin)
-        self.key_scales = torch.zeros(scale, dtype=torch.float16, device=device, pin_memory=pin)
-        self.value_scales = torch.zeros((*scale[:3], 1), dtype=torch.float16, device=device, pin_memory=pin)
+        self.keys, self.values = blank(shape, code, device, pin), blank(shape, code, device, pin)
+        self.key_scales = blank(scale, torch.float16, device, pin)
+        self.value_scales = blank((*scale[:3], 1), torch.float16, device, pin)
 
     def range(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values [count, S, h, d] of a run of pages, decoded."""
-        return self._decoded(slice(first, first + count))
+        return self._decoded(*(x[first : first + count] for x in self.raw().values()))
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [*index, S, h, d] of any pages, decoded."""
-        return self._decoded(index)
+        return self._decoded(*(taken(x, index) for x in self.raw().values()))
 
     def write(self, index: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [*index, S, h, d], encoded."""
@@ -129,10 +140,10 @@ class QuantisedPages:
         for name, x in self.raw().items():
             setattr(self, name, grown(x, num_pages))
 
-    def _decoded(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
-        keys = self.keys[index].to(self.dtype) * self.key_scales[index].to(self.dtype)
-        values = self.values[index].to(self.dtype) * self.value_scales[index].to(self.dtype)
-        return keys, values
+    def _decoded(self, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = (keys, key_scales), (values, value_scales)
+        made = [codes.to(self.dtype) * scales.to(self.dtype) for codes, scales in pairs]
+        return made[0], made[1]
 
 
 def scale_of(x: Tensor, axes: tuple[int, ...], limit: float) -> Tensor:

@@ -66,7 +66,7 @@ class ActionDiT(nn.Module):
         Returns:
             prediction [N, F, C, H, W] and features [N, F, S, D], the tokens before the last projection.
         """
-        dtype, p = self.embed.weight.dtype, self.patch
+        dtype, p = self.place.dtype, self.patch
         patches = rearrange(latents.to(dtype), "n f c (y p) (x q) -> n f (y x) (c p q)", p=p, q=p)
         x = self.embed(patches) + self.place
         steer = self.steer(times, condition, dtype)

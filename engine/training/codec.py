@@ -25,7 +25,11 @@ from engine.training.sheets import write_sheet
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """The codec's sizes and what its loss weighs (see the module's docstring)."""
+    """The codec's sizes and what its loss weighs (see the module's docstring).
+
+    Attributes:
+        freeze_encoder: train the decoder alone: latents, and a denoiser of them, stay what they are.
+    """
 
     channels: int = 16
     widths: tuple[int, int, int] = (48, 64, 128)
@@ -36,6 +40,7 @@ class CodecConfig:
     rarity: float = 4.0
     laplacian: float = 1.0
     squared: float = 2.0
+    freeze_encoder: bool = False
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=6_000, batch=16, lr=6e-4, ema=0.99))
 
 
@@ -94,8 +99,9 @@ def train_codec(
     torch.manual_seed(config.fit.seed)
     codec = start or AutoEncoder(config.channels, config.widths, config.depth)
     codec.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    codec.encoder.requires_grad_(not config.freeze_encoder)
 
-    def loss(module: AutoEncoder, rng: np.random.Generator) -> tuple[Tensor, Metrics]:
+    def loss(module: AutoEncoder, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
         frames, before = (torch.from_numpy(x).to(device) for x in sample_pairs(shards, rows, rng, config.fit.batch))
         return codec_loss(module, frames, before, rarity, config)
 
@@ -110,7 +116,8 @@ def codec_loss(codec: AutoEncoder, frames: Tensor, before: Tensor, rarity: Colou
     now, past = to_signal(frames, torch.float32), to_signal(before, torch.float32)
     with autocast(now.device):
         z = codec.encoder(now).float()
-        track_statistics(codec, z)
+        if not config.freeze_encoder:
+            track_statistics(codec, z)
         z = z + config.latent_noise * codec.std[:, None, None] * torch.randn_like(z)
         out = codec.decoder(z).float()
     error = out - now

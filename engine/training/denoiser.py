@@ -47,6 +47,7 @@ class DenoiserConfig:
         own_context: share of steps whose context is partly the model's own guesses, after `own_after` steps.
         motion: weight of latents around which much moved, against those where all stood still.
         rarity: weight of latents around which a rare colour was seen, against the others.
+        insist: further weight of latents under a rare colour, against inventing one.
         busy: share of sequences drawn in proportion to their motion; the others are drawn evenly.
     """
 
@@ -58,6 +59,7 @@ class DenoiserConfig:
     own_after: int = 1_000
     motion: float = 1.0
     rarity: float = 8.0
+    insist: float = 4.0
     busy: float = 0.5
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(steps=20_000, batch=8, lr=2e-3, muon=True, ema=0.998, weight_decay=0.01)
@@ -67,15 +69,17 @@ class DenoiserConfig:
 def latent_weights(latents: Tensor, rarity: Tensor, config: DenoiserConfig) -> Tensor:
     """Weights [N, F, 1, h, w] of mean one, large near where a latent changed, or was rare, just before.
 
-    They never depend on the frame that they weigh: a model that is charged more for missing a fireball than for
-    inventing one sees fireballs everywhere.
+    These cannot see the frame that they weigh: a model that is charged more for missing a fireball than for inventing
+    one sees fireballs everywhere. A few-step sampler errs the other way, towards the mean of what may come, in which
+    what is rare fades from frame to frame. `insist` sets one against the other.
     """
     change = (latents[:, 1:] - latents[:, :-1]).square().mean(2, keepdim=True)
     moved = (change / change.mean().clamp(min=1e-6)).clamp(max=10)
-    moved, rare = around(moved[:, :-1], 3), around((rarity[:, :-1] / FULLY_RARE).clamp(max=1), 5)
-    weights = torch.ones_like(latents[:, :, :1])
-    weights[:, 1:] += config.rarity * rare
-    weights[:, 2:] += config.motion * moved
+    rare = (rarity / FULLY_RARE).clamp(max=1)
+    weights = torch.ones_like(rare)
+    weights[:, 1:] += config.rarity * around(rare[:, :-1], 5)
+    weights[:, 2:] += config.motion * around(moved[:, :-1], 3)
+    weights = weights * (1 + config.insist * rare)
     return weights / weights.mean()
 
 
@@ -228,20 +232,16 @@ def train_denoiser(
     held_starts = held_out.sequence_starts(config.frames)
     chosen = held_starts[np.linspace(0, len(held_starts) - 1, count).astype(int)]
     test = Sequences.of(held_out.sequences(chosen, config.frames, spec), spec, device)
-    progress = {"step": 0}
 
-    def loss(module: ActionDiT, rng: np.random.Generator) -> tuple[Tensor, Metrics]:
+    def loss(module: ActionDiT, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
         picks = np.searchsorted(odds, rng.random(config.fit.batch) * odds[-1]).clip(max=len(starts) - 1)
         batch = Sequences.of(train.sequences(starts[picks], config.frames, spec), spec, device)
-        own = progress["step"] >= config.own_after and rng.random() < config.own_context
+        own = step >= config.own_after and rng.random() < config.own_context
         return denoiser_loss(module, batch, config, rng, own)
 
     def validate(average: ActionDiT, step: int) -> Metrics:
-        progress["step"] = step
         return dream_report(average, test, codec, folder / f"dream-{step:06d}.png")
 
-    if (folder / "denoiser.pt").exists():
-        progress["step"] = config.own_after
     return fit("denoiser", denoiser, loss, validate, config.fit, folder)
 
 

@@ -91,7 +91,7 @@ def save(path: Path, state: dict) -> None:
 def fit(
     name: str,
     module: M,
-    loss: Callable[[M, np.random.Generator], tuple[Tensor, Metrics]],
+    loss: Callable[[M, np.random.Generator, int], tuple[Tensor, Metrics]],
     validate: Callable[[M, int], Metrics],
     config: FitConfig,
     folder: Path,
@@ -100,7 +100,7 @@ def fit(
 
     Args:
         name: the stage; the checkpoint is `folder/name.pt`, the log `folder/name.jsonl`.
-        loss: (module, rng of this step) -> scalar loss and numbers to log.
+        loss: (module, rng of this step, step) -> scalar loss and numbers to log.
         validate: (averaged module, step) -> numbers to log; may draw sheets.
     """
     average = copy.deepcopy(module).eval().requires_grad_(False)
@@ -133,7 +133,7 @@ def train_step(module, loss, optimizers, config: FitConfig, step: int) -> Metric
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
     module.train()
-    value, metrics = loss(module, rng)
+    value, metrics = loss(module, rng, step)
     value.backward()
     norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
     if not torch.isfinite(norm):

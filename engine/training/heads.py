@@ -131,7 +131,7 @@ def train_heads(
     heads.reward_scale.copy_(torch.tensor([float(train.rewards.mean()), spread]))
     data, test = Rows(train, spec, config), Rows(held_out, spec, config)
 
-    def loss(module: Heads, rng: np.random.Generator) -> tuple[Tensor, Metrics]:
+    def loss(module: Heads, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
         rows, weights = data.draw(rng, config.fit.batch)
         features = features_of(trunk, train, rows, config.frames, spec, device).float()
         return heads_loss(module, features, train, data, rows, weights)[0], {}

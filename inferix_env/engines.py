@@ -1,0 +1,116 @@
+"""Engines shared by the envs of a process: same weights and settings, one engine; worlds stay apart.
+
+An env claims as many seats as it has worlds, and the engine grows accordingly. The seats of an env that was closed or
+dropped are free again: its worlds are closed when seats are next claimed, not when the garbage collector comes by, for
+that may be in the middle of a step. Envs that share an engine are for one thread. Knows the engine; knows nothing of
+Gymnasium.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from engine import Engine, PoolFull, Start, World, WorldModel
+
+
+class SharedEngine:
+    """An engine, the seats taken at it, and the worlds of envs that left."""
+
+    def __init__(self, model: WorldModel, num_seats: int, options: dict[str, Any]):
+        self.model = model  # alive as long as this is, so that its id is nobody else's
+        self.engine = Engine(model, max_worlds=num_seats, **options)
+        self.num_seats = 0
+        self.left: deque[list[World | None]] = deque()
+
+    def claim(self, num_seats: int) -> None:
+        self.sweep()
+        self.engine.grow(self.num_seats + num_seats)
+        self.num_seats += num_seats
+
+    def sweep(self) -> None:
+        """Close the worlds of those who left, and count their seats as free."""
+        while self.left:
+            worlds = self.left.popleft()
+            for world in worlds:
+                if world is not None:
+                    self.engine.close(world)
+            self.num_seats -= len(worlds)
+
+
+# By model and settings, while an env holds them.
+ENGINES: weakref.WeakValueDictionary[tuple, SharedEngine] = weakref.WeakValueDictionary()
+
+
+def begin_forked() -> None:
+    """A forked process (of an AsyncVectorEnv) has worlds of its own, and one thread: OpenMP's do not survive a fork."""
+    ENGINES.clear()
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=begin_forked)
+
+
+class Seats:
+    """One env's places at a shared engine, each with a world or empty.
+
+    Args:
+        model: what `worlds.model` returns.
+        num_seats: how many worlds the env may have open.
+        options: of the Engine, hashable: num_steps, policy, deterministic, kv_dtype.
+
+    Raises:
+        ValueError: the engine does not take these options.
+    """
+
+    def __init__(self, model: WorldModel, num_seats: int, **options: Any):
+        key = (id(model), *sorted(options.items()))
+        shared = ENGINES.get(key)
+        if shared is None:
+            shared = ENGINES[key] = SharedEngine(model, num_seats, options)
+        shared.claim(num_seats)
+        self.shared, self.engine = shared, shared.engine
+        self.worlds: list[World | None] = [None] * num_seats
+        self.finalizer = weakref.finalize(self, shared.left.append, self.worlds)
+        self.finalizer.atexit = False
+
+    def open(self, seat: int, start: Start, seed: int) -> World:
+        """Begin a world (see `Engine.open`) in place of the one that sits there."""
+        self.close(seat)
+        return self._sit(seat, self.engine.open(start, seed))
+
+    def restore(self, seat: int, blob: bytes) -> World:
+        """The world of a snapshot (see `Engine.restore`) in place of the one there, which a bad blob leaves alone."""
+        try:
+            world = self.engine.restore(blob)
+        except PoolFull:  # the blob is good: only the seat is taken
+            self.close(seat)
+            world = self.engine.restore(blob)
+        self.close(seat)
+        return self._sit(seat, world)
+
+    def fork(self, world: World, seats: Sequence[int], seeds: Sequence[int] | None = None) -> list[World]:
+        """Forks of a world of this engine (see `Engine.fork`) in place of those that sit there."""
+        for seat in seats:
+            self.close(seat)
+        forks = self.engine.fork(world, len(seats), seeds)
+        return [self._sit(seat, fork) for seat, fork in zip(seats, forks, strict=True)]
+
+    def close(self, seat: int) -> None:
+        """Close the world that sits there, if one does."""
+        world, self.worlds[seat] = self.worlds[seat], None
+        if world is not None:
+            self.engine.close(world)
+
+    def leave(self) -> None:
+        """Give the seats back, and the worlds with them. Leaving twice is fine."""
+        self.finalizer()
+
+    def _sit(self, seat: int, world: World) -> World:
+        self.worlds[seat] = world
+        return world

@@ -1,0 +1,262 @@
+"""WorldSimVectorEnv: N worlds in one engine, all of them a step further in one batched call.
+
+Row i is what a `WorldSimEnv` with the same seed and actions gives, byte for byte (unless `deterministic=False`).
+Knows Gymnasium's vector API and, of the engine, what `engine` exports.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from engine import Block, Start, read_card
+from inferix_env import worlds
+from inferix_env.actions import space_of
+from inferix_env.batches import autoreset_mode_of, check_indices, conditions_of, options_of, seeds_of, worlds_of
+from inferix_env.columns import DeviceTensors, HostArrays
+from inferix_env.env import check_alone
+from inferix_env.rewards import RewardFn, checked
+from inferix_env.settings import Settings, check_choice
+from inferix_env.snapshots import Snapshot
+from inferix_env.starts import make_start
+from inferix_env.state import EpisodeState, Frames
+
+RENDER_MODES = ["rgb_array"]
+# How an episode is about to begin, checked: what is drawn with from then on, and where.
+Opening = tuple[np.random.Generator, Start | Snapshot]
+
+
+class WorldSimVectorEnv(VectorEnv):
+    """N worlds of one folder: observations uint8 [N, H, W, 3], or [N, T, H, W, 3] with `obs="block"`.
+
+    Infos are those of `WorldSimEnv`, in arrays over the worlds, each key with a mask `_key` of the worlds it is for.
+    An episode that is over begins again as `autoreset_mode` says (see Gymnasium's `AutoresetMode`): in the next step,
+    which ignores that world's action and pays 0 (NEXT_STEP); in the same step, with what was seen last in
+    `infos["final_obs"]` and `infos["final_info"]` (SAME_STEP); or at a reset with `options["reset_mask"]` (DISABLED).
+    The horizon is the env's own, reported as truncation.
+
+    Args:
+        num_envs: N.
+        autoreset_mode: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled").
+        render_mode: "rgb_array" (a tuple of frames, one a world) or None. For a window, put
+            `gymnasium.wrappers.vector.HumanRendering` around.
+        tensors: observations, rewards (float32), terminations, truncations and the frames in infos are torch tensors
+            on the engine's device, which pictures never leave. `reward_fn` is given tensors too.
+        world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype: as for
+            `WorldSimEnv`. With `deterministic=False` a world's numbers depend, to rounding, on those beside it.
+
+    Raises:
+        ValueError: an argument names nothing this machine or package has.
+    """
+
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 9, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        world: str | Path = "doom-take-cover",
+        device: str = "cpu",
+        dtype: str | None = None,
+        num_steps: int | None = None,
+        window: int | None = None,
+        obs: str = "frame",
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
+        reward_fn: RewardFn | None = None,
+        deterministic: bool = True,
+        kv_dtype: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        tensors: bool = False,
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs {num_envs}: expected at least 1")
+        check_choice("render_mode of a vector env", render_mode, (None, *RENDER_MODES))
+        self.settings = Settings(
+            world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
+        )
+        self.num_envs, self.render_mode, self.reward_fn = num_envs, render_mode, reward_fn
+        self.autoreset_mode = autoreset_mode_of(autoreset_mode)
+        self.folder = worlds.find(world)
+        self.card = read_card(self.folder)
+        self.seats = self.settings.claim(self.folder, num_worlds=num_envs)
+        self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
+        self.columns = DeviceTensors(self.engine.model.device) if tensors else HostArrays()
+        self.frames_per_step = self.world_spec.block * self.engine.model.codec.frames_per_latent
+        fps = max(1, round(self.world_spec.fps))
+        self.metadata = {**type(self).metadata, "render_fps": fps, "autoreset_mode": self.autoreset_mode}
+        self.metadata |= {"torch": True} if tensors else {}
+        self.single_action_space = space_of(self.world_spec.actions)
+        self.single_observation_space = self.settings.observation_space(self.world_spec, self.frames_per_step)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.states: list[EpisodeState | None] = [None] * num_envs
+        self.rngs: list[np.random.Generator | None] = [None] * num_envs
+
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
+        """Begin episodes.
+
+        Args:
+            seed: world i takes seed + i, or the i-th of a sequence; None draws on.
+            options: "reset_mask" (bool [N], NumPy) resets these worlds and leaves the others as they are. The rest are
+                as for `WorldSimEnv.reset`, for all worlds, or, in a list or tuple, one for each (None for none):
+                {"start": 3}, {"start": [0, 1, None]}, {"snapshot": [...]}.
+
+        Raises:
+            ValueError: an option that does not fit; no world was reset. (That a snapshot is of another engine setting
+                is found out in its world's turn.)
+            ResetNeeded: the mask leaves out a world that has no episode yet.
+        """
+        self._check_open()
+        options = dict(options or {})
+        chosen = worlds_of(options.pop("reset_mask", None), self.num_envs)
+        missing = [i for i, state in enumerate(self.states) if state is None and i not in chosen]
+        if missing:
+            raise ResetNeeded(f"worlds {missing} have no episode yet: reset all of them first, without reset_mask")
+        seeds = seeds_of(seed, self.num_envs)
+        openings = {i: self._opening(i, seeds[i], options_of(options, i, self.num_envs)) for i in chosen}
+        for i, opening in openings.items():
+            self._begin(i, opening)
+        return self._observations(), self._infos(chosen, {})
+
+    def step(self, actions: Any):
+        """Dream the next block of every world. Returns observations, rewards, terminations, truncations, infos.
+
+        Raises:
+            ValueError: an action that does not fit, by world; no world has moved.
+            ResetNeeded: there was no reset, or an episode is over and the autoreset mode does not reset it.
+        """
+        states = self._running()
+        over = [i for i, state in enumerate(states) if state.over]
+        if over and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+            raise ResetNeeded(f"the episodes of worlds {over} are over: reset them (options['reset_mask']) first")
+        moving = [i for i in range(self.num_envs) if i not in over]
+        conditions = conditions_of(actions, self.world_spec, self.num_envs, moving)
+        openings = {i: self._opening(i, None, {}) for i in over}
+        blocks = self.engine.step([states[i].world for i in moving], conditions) if moving else []
+        outcome = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), np.bool_)
+        for i, block, frames in zip(moving, blocks, self.columns.pictures(blocks), strict=True):
+            for column, value in zip(outcome, self._advance(states[i], block, frames), strict=True):
+                column[i] = value
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            openings = {i: self._opening(i, None, {}) for i in moving if states[i].over}
+            infos = self._final(list(openings))
+        for i, opening in openings.items():
+            self._begin(i, opening)
+        return self._observations(), *map(self.columns.column, outcome), self._infos(range(self.num_envs), infos)
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The last frame of each world, uint8 [H, W, 3], or None, by `render_mode`."""
+        if self.render_mode is None:
+            return None
+        return tuple(torch.as_tensor(state.frames[-1]).cpu().numpy().copy() for state in self._running())
+
+    def snapshot(self, i: int) -> bytes:
+        """World i's episode as `WorldSimEnv.snapshot` has it; either kind of env can restore it."""
+        check_indices([i], self.num_envs)
+        state, rng = self._running()[i], self.rngs[i]
+        assert rng is not None
+        return Snapshot.of(state, self.engine.snapshot(state.world), rng).encode()
+
+    def restore(self, i: int, value: bytes) -> tuple[Frames, dict[str, Any]]:
+        """World i goes on from a snapshot (see `WorldSimEnv.restore`): its observation and info, as they were."""
+        self._check_open()
+        check_indices([i], self.num_envs)
+        state = self._begin(i, self._opening(i, None, {"snapshot": value}))
+        return self._last(state), state.info(self.world_spec)
+
+    def fork(self, i: int, onto: Sequence[int], seeds: Sequence[int] | None = None) -> None:
+        """Make the worlds `onto` forks of world i, in its state and sharing its history.
+
+        Args:
+            seeds: of their noise from here on; by default the same actions give all of them the same future.
+
+        Raises:
+            ValueError: not worlds, or not one seed for each; no world was touched.
+        """
+        states = self._running()
+        check_indices([i, *onto], self.num_envs)
+        if seeds is not None and len(seeds) != len(onto):
+            raise ValueError(f"{len(seeds)} seeds for {len(onto)} forks: expected one for each, or None")
+        for j, world in zip(onto, self.seats.fork(states[i].world, onto, seeds), strict=True):
+            self.states[j], self.rngs[j] = replace(states[i], world=world), copy.deepcopy(self.rngs[i])
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Give the worlds' places back; Gymnasium may call this for an env whose construction failed."""
+        if hasattr(self, "seats"):
+            self.seats.leave()
+        self.states = []
+
+    def _opening(self, i: int, seed: int | None, options: Mapping[str, Any]) -> Opening:
+        """How world i's next episode begins; nothing has changed yet."""
+        if "snapshot" in options:
+            check_alone(options, seed)
+            told = Snapshot.decode(options["snapshot"], (self.frames_per_step, *self.world_spec.frame, 3))
+            return told.rng, told
+        rng = copy.deepcopy(self.rngs[i]) if seed is None else None
+        rng = rng or seeding.np_random(seed)[0]
+        return rng, make_start(options, self.folder, self.world_spec, rng)
+
+    def _begin(self, i: int, opening: Opening) -> EpisodeState:
+        rng, source = opening
+        if isinstance(source, Snapshot):
+            world = self.seats.restore(i, source.world)
+            state = EpisodeState(world, self.columns.shown(source.frames), **source.episode)
+        else:
+            world = self.seats.open(i, source, int(rng.integers(2**63)))
+            frames = source.frames[-1:].repeat(self.frames_per_step, axis=0)
+            state = EpisodeState(world, self.columns.shown(frames), self.settings.horizon)
+        self.states[i], self.rngs[i] = state, rng
+        return state
+
+    def _advance(self, state: EpisodeState, block: Block, frames: Any) -> tuple[float, bool, bool]:
+        """Reward, terminated and truncated of one world's step."""
+        terminated, truncated = state.advance(block, frames)
+        if self.reward_fn is None:
+            return block.reward, terminated, truncated
+        return checked(self.reward_fn(frames, state.info(self.world_spec)), self.reward_fn), terminated, truncated
+
+    def _final(self, ended: Sequence[int]) -> dict[str, Any]:
+        """What was seen last of worlds that are reset within the step."""
+        infos: dict[str, Any] = {}
+        for i in ended:
+            state = self._running()[i]
+            last = {"final_obs": self._last(state), "final_info": state.info(self.world_spec)}
+            infos = self._add_info(infos, last, i)
+        return infos
+
+    def _infos(self, rows: Sequence[int], infos: dict[str, Any]) -> dict[str, Any]:
+        """`infos` and the infos of these worlds."""
+        states = self._running()
+        for i in rows:
+            infos = self._add_info(infos, states[i].info(self.world_spec), i)
+        return self.columns.infos(infos)
+
+    def _last(self, state: EpisodeState) -> Frames:
+        """A world's observation, a copy."""
+        return self.columns.stack([state.observation(self.settings.obs)])[0]
+
+    def _observations(self) -> Any:
+        return self.columns.stack([state.observation(self.settings.obs) for state in self._running()])
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("this env is closed: make a new one")
+
+    def _running(self) -> list[EpisodeState]:
+        """The episodes; raises where a world has none."""
+        self._check_open()
+        running = [state for state in self.states if state is not None]
+        if len(running) < self.num_envs:
+            raise ResetNeeded("there are no episodes: call reset() first")
+        return running
