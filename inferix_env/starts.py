@@ -28,7 +28,7 @@ def make_start(options: Mapping[str, Any], folder: Path, spec: WorldSpec, rng: n
     """
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
-        raise ValueError(f"reset options {unknown}: expected some of {list(OPTIONS)}")
+        raise ValueError(f"reset options {unknown}: expected some of {list(OPTIONS)}, or 'snapshot'")
     if sum(key in options for key in ("start", "frames", "image")) > 1:
         raise ValueError(f"reset options {sorted(options)}: give one of start, frames and image")
     if "frames" in options:

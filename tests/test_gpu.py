@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Condition, Engine, Start
+from engine import Condition, Engine, KVPolicy, Start
 from engine.loading import assemble
 from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss
 from inferix_env.env import WorldSimEnv
+from inferix_env.vector import WorldSimVectorEnv
+from tests.sims import act, footage, identical, roll
 from tests.worlds import TINY, make_modules
 
 pytestmark = [
@@ -49,11 +51,54 @@ def test_the_env_runs_on_cuda(endless):
     assert obs.shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("policy", [KVPolicy(4), KVPolicy(3, sink=1, top_k=2, memory=6), KVPolicy(None)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_world_is_the_same_to_the_bit_whoever_is_beside_it(policy, dtype):
+    def dream(seeds):
+        sim = Engine(assemble(TINY, make_modules(TINY), "cuda", dtype), policy=policy, max_worlds=len(seeds))
+        worlds = [sim.open(footage(1 + seed % 5, seed), seed) for seed in seeds]
+        return [sim.step(worlds, act(*[(t + seed) % 3 for seed in seeds])) for t in range(9)]
+
+    together = dream([3, 8, 4, 11])
+    for row, seed in enumerate([3, 8, 4, 11]):
+        assert identical([blocks[0] for blocks in dream([seed])], [blocks[row] for blocks in together])
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "fp8"])
+def test_offloaded_pages_save_memory_and_change_no_bit(kv_dtype):
+    policy = KVPolicy(3, sink=1, top_k=2, memory=200)
+    model = assemble(TINY, make_modules(TINY), "cuda", torch.bfloat16)
+    rolls, taken = [], []
+    for offload in (False, True):
+        before = torch.cuda.memory_allocated()
+        sim = Engine(model, policy=policy, kv_dtype=kv_dtype, offload=offload)
+        taken.append(torch.cuda.memory_allocated() - before)
+        world = sim.open(footage(3), 0)
+        rolls.append(roll(sim, world, 30))
+        blob = sim.snapshot(world)
+        future = roll(sim, world, 4)
+        sim.close(world)
+        assert identical(future, roll(sim, sim.restore(blob), 4))
+    assert identical(*rolls)
+    assert taken[1] < taken[0] / 5
+
+
+def test_a_vector_env_keeps_its_tensors_on_the_device(endless):
+    env = WorldSimVectorEnv(3, world=endless, device="cuda", tensors=True)
+    env.reset(seed=0)
+    obs, rewards, *_ = env.step(env.action_space.sample())
+    assert obs.is_cuda
+    assert obs.shape == (3, 32, 32, 3)
+    assert rewards.is_cuda
+
+
 def test_training_on_cuda_gives_the_cpus_loss():
     """Same weights, same levels: the loss of many random sequences agrees within its sampling noise."""
     torch.manual_seed(0)
     actions = torch.eye(3)[torch.randint(0, 3, (64, 6))]
-    batch = {"latents": torch.randn(64, 6, *TINY.latent), "actions": actions, "variables": torch.zeros(64, 6, 1)}
+    latents = torch.randn(64, 6, *TINY.latent)
+    rarity = torch.zeros_like(latents[:, :, :1])
+    batch = {"latents": latents, "rarity": rarity, "actions": actions, "variables": torch.zeros(64, 6, 1)}
     losses = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(1)

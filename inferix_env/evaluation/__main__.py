@@ -146,7 +146,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     sides = config.sides or find_sides(model.spec, card)
     check_world(model.spec, model)
     setting, places = {**describe(config, folder, card, model), "sides": list(sides)}, find_places(config)
-    engine = Engine(model, max_worlds=GROUP)
+    engine = Engine(model, max_worlds=GROUP, deterministic=False)  # the same groups every time: the same numbers
     results = report.read_results(places.folder / "results.json", setting)
     results |= {"machine": machine(model.device), "torch": torch.__version__, "date": date.today().isoformat()}
     game = RealGame(setting["env"], model.spec, setting["frame_skip"])
