@@ -196,10 +196,9 @@ class Engine:
         blob = source if isinstance(source, bytes) else read_file(Path(source))
         state, tensors = unpack(blob, self._settings())
         self.pool.reserve(self.need, self.need_host, "the snapshot's world")
-        world = revive(state, tensors, self.pool.allocate(len(state["positions"])), self.pool)
-        self.pool.note_means(world.table.pages)
-        self._offload(world)
-        return world
+        table = PageTable(state["length"], state["positions"])
+        table.pages = self._places(table)
+        return revive(state, tensors, table, self.pool)
 
     def close(self, world: World) -> None:
         """Give a world's pages back. Closing twice is fine."""
@@ -303,6 +302,12 @@ class Engine:
         if self.need_host:
             for i in world.table.outside(self.policy):
                 world.table.pages[i] = self.pool.offload(world.table.pages[i])
+
+    def _places(self, table: PageTable) -> list[int]:
+        """Free pages for all positions of a table, on the host where `_offload` would have them."""
+        away = set(table.outside(self.policy)) if self.need_host else set()
+        here, there = self.pool.allocate(len(table.positions) - len(away)), self.pool.allocate_host(len(away))
+        return [there.pop(0) if i in away else here.pop(0) for i in range(len(table.positions))]
 
     def _decode(self, worlds: list[World], latents: Tensor) -> Tensor:
         """Frames uint8 [N, T, H, W, 3]; the codec's streaming states move on."""

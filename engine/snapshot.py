@@ -88,13 +88,13 @@ def read(blob: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"the snapshot is truncated or no snapshot at all ({len(blob):,} bytes): {error}") from None
 
 
-def revive(state: dict[str, Any], tensors: dict[str, Tensor], pages: list[int], pool: Pool) -> World:
-    """A world of unpacked state, on pages taken for it."""
-    pool.load(pages, {name.removeprefix("pages."): x for name, x in tensors.items() if name.startswith("pages.")})
+def revive(state: dict[str, Any], tensors: dict[str, Tensor], table: PageTable, pool: Pool) -> World:
+    """A world of unpacked state, on the pages taken for it in its table."""
+    pool.load(table.pages, {name.removeprefix("pages."): x for name, x in tensors.items() if name.startswith("pages.")})
     here = {name: x.to(pool.device) for name, x in tensors.items()}
     return World(
         noise=SeededNoise(int(state["seed"])),
-        table=PageTable(int(state["length"]), list(state["positions"]), pages),
+        table=table,
         variables=np.array(tensors["variables"].numpy(), np.float64),
         block=int(state["block"]),
         latents=here.get("latents"),

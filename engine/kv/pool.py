@@ -171,6 +171,13 @@ class Pool:
         self.retain(pages)
         return pages
 
+    def allocate_host(self, count: int) -> list[int]:
+        """Take `count` free pages of the host's; admission sees to it that they are there."""
+        pages = (HOST + self.host.free()[:count]).tolist()
+        assert len(pages) == count, "host pages beyond what was admitted"
+        self.retain(pages)
+        return pages
+
     def retain(self, pages: list[int]) -> None:
         for page in pages:
             shelf, place = self._place(page)
@@ -186,15 +193,15 @@ class Pool:
         """Move one holder's page to the host and return its number there; a page that others share is copied."""
         if page >= HOST:
             return page
-        place = int(self.host.free()[0])
+        [away] = self.allocate_host(1)
+        place = away - HOST
         for ours, theirs in zip(self.shelf.layers, self.host.layers, strict=True):
             for name, x in theirs.raw().items():
                 x[place].copy_(ours.raw()[name][page], non_blocking=x.is_pinned())
         if self.summarise:
-            self.means[:, self.row(HOST + place)] = self.means[:, page]
-        self.host.counts[place] += 1
+            self.means[:, self.row(away)] = self.means[:, page]
         self.release([page])
-        return HOST + place
+        return away
 
     def write(self, layer: int, pages: list[int], keys: Tensor, values: Tensor) -> None:
         """Store keys and values [len(pages), S, h, d] of one layer."""
@@ -234,14 +241,19 @@ class Pool:
         for name in self.shelf.layers[0].raw():
             rows = [torch.stack([self._stored(layer, name, p) for p in pages]) for layer in range(self.stream.layers)]
             made[name] = torch.stack(rows).cpu()
+        if self.summarise:
+            made["means"] = self.means[:, [self.row(p) for p in pages]].cpu()
         return made
 
     def load(self, pages: list[int], stored: dict[str, Tensor]) -> None:
-        """Put exported tensors into pages of this pool (on the device)."""
-        index = torch.tensor(pages, device=self.device)
-        for name, x in stored.items():
-            for layer, store in enumerate(self.shelf.layers):
-                store.raw()[name][index] = x[layer].to(self.device)
+        """Put exported tensors into pages of this pool, wherever those lie."""
+        for name in self.shelf.layers[0].raw():
+            for i, page in enumerate(pages):
+                shelf, place = self._place(page)
+                for layer, store in enumerate(shelf.layers):
+                    store.raw()[name][place] = stored[name][layer, i]
+        if self.summarise:
+            self.means[:, [self.row(p) for p in pages]] = stored["means"].to(self.device)
 
     def _stored(self, layer: int, name: str, page: int) -> Tensor:
         shelf, place = self._place(page)
