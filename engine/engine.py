@@ -73,7 +73,7 @@ class Engine:
         set_threads()
         self.spec, self.policy = spec, policy or spec.kv
         self.model = invariant(model) if deterministic else model
-        self.deterministic, self.identity = deterministic, model.identity
+        self.deterministic, self.given = deterministic, model
         self.passes = flow(steps, spec.shift, spec.context_noise)
         self.need, self.need_host = pages_needed(self.policy, spec.block, offload)
         self.pool = Pool(
@@ -210,7 +210,7 @@ class Engine:
     def _settings(self) -> dict[str, Any]:
         """What a snapshot of this engine's worlds can be restored under."""
         return {
-            "model": self.identity,
+            "model": self.given.identity,  # hashed when a snapshot first needs it
             "policy": asdict(self.policy) | {"pages": list(self.policy.pages)},
             "num_steps": len(self.passes) - 1,
             "kv_dtype": self.pool.kv_dtype,

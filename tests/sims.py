@@ -51,6 +51,19 @@ def identical(first: list[Block], second: list[Block]) -> bool:
     )
 
 
+def check_pages(sim: Engine, worlds: list[World]) -> None:
+    """Every page is held by just the worlds that have it in their tables, and no page in flight is left behind."""
+    pool = sim.pool
+    counts = np.concatenate([pool.shelf.counts, pool.host.counts])
+    rows = np.array([pool.row(page) for world in worlds for page in world.table.pages], np.int64)
+    held = np.bincount(rows, minlength=len(counts))
+    assert np.array_equal(counts, held)
+    assert pool.reserved == len(worlds) * sim.need
+    assert pool.host_reserved == len(worlds) * sim.need_host
+    assert all(len(set(world.table.pages)) == len(world.table.pages) for world in worlds)
+    assert not any(world.table.in_flight for world in worlds)
+
+
 class Uncached:
     """A world with its whole history recomputed for every pass: slow, plain, no pool. One latent frame a block.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,30 +14,8 @@ from engine.kv.paged import PagedView
 from engine.kv.view import CausalView, Group
 from engine.loading import assemble
 from engine.schedule import commit
-from tests.sims import Uncached
+from tests.sims import Uncached, act, footage, make_engine, roll
 from tests.worlds import TINY, make_modules
-
-
-def make_engine(max_worlds: int = 1, policy: KVPolicy | None = None, num_steps: int | None = None, **changes) -> Engine:
-    spec = replace(TINY, **changes)
-    return Engine(assemble(spec, make_modules(spec), "cpu", torch.float32), num_steps, policy, max_worlds)
-
-
-def footage(count: int, seed: int = 0, block: int = 1) -> Start:
-    rng = np.random.default_rng(seed)
-    frames = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    actions = np.eye(3, dtype=np.float32)[rng.integers(0, 3, count)]
-    return Start(frames, actions, rng.uniform(20, 100, (count, 1)))
-
-
-def act(*indices: int, block: int = 1) -> list[Condition]:
-    return [Condition.of(np.eye(3, dtype=np.float32)[[i] * block]) for i in indices]
-
-
-def roll(sim: Engine, world, count: int, seed: int = 1) -> list:
-    actions = np.random.default_rng(seed).integers(0, 3, count)
-    return [sim.step([world], act(int(a), block=sim.spec.block))[0] for a in actions]
-
 
 POLICIES = [
     (KVPolicy(4), 1),

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from engine import Engine, KVPolicy, PoolFull
 from engine.kv.pool import HOST
-from tests.sims import act, footage, identical, make_engine, roll
+from tests.sims import act, check_pages, footage, identical, make_engine, roll
 
 POLICIES = [
     KVPolicy(4),
@@ -251,15 +251,7 @@ class Worlds(RuleBasedStateMachine):
 
     @invariant()
     def every_page_is_accounted_for(self):
-        pool = self.sim.pool
-        holders = [page for world in self.open for page in world.table.pages]
-        counts = np.concatenate([pool.shelf.counts, pool.host.counts])
-        expected = np.zeros_like(counts)
-        np.add.at(expected, [pool.row(page) for page in holders], 1)
-        assert np.array_equal(counts, expected)
-        assert pool.reserved == len(self.open) * self.sim.need
-        assert all(len(set(world.table.pages)) == len(world.table.pages) for world in self.open)
-        assert not any(world.table.in_flight for world in self.open)
+        check_pages(self.sim, self.open)
 
 
 Worlds.TestCase.settings = hypothesis_settings(max_examples=15, stateful_step_count=15, deadline=None)

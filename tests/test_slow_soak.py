@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engine import Engine, KVPolicy, PoolFull, World
-from tests.sims import act, footage, identical, make_engine, roll
+from tests.sims import act, check_pages, footage, identical, make_engine, roll
 
 pytestmark = pytest.mark.slow
 
@@ -97,18 +97,6 @@ class Life:
         blocks = self.sim.step(self.worlds, act(*self.rng.integers(0, 3, NUM_WORLDS)))
         check_pages(self.sim, self.worlds)
         check_numbers(self.sim, self.worlds, blocks)
-
-
-def check_pages(sim: Engine, worlds: list[World]) -> None:
-    """Every page is held by just the worlds that have it in their tables, and no page in flight is left behind."""
-    pool = sim.pool
-    counts = np.concatenate([pool.shelf.counts, pool.host.counts])
-    held = np.bincount([pool.row(page) for world in worlds for page in world.table.pages], minlength=len(counts))
-    assert np.array_equal(counts, held)
-    assert pool.reserved == len(worlds) * sim.need
-    assert pool.host_reserved == len(worlds) * sim.need_host
-    assert all(len(set(world.table.pages)) == len(world.table.pages) for world in worlds)
-    assert not any(world.table.in_flight for world in worlds)
 
 
 def check_numbers(sim: Engine, worlds: list[World], blocks: list) -> None:
