@@ -132,7 +132,7 @@ def storing(model: WorldModel, num_worlds: int, kv_dtype: str | None, per_channe
     sim = Engine(model, max_worlds=num_worlds, kv_dtype=kv_dtype)
     if not per_channel:
         old, (kind, scales) = sim.pool, (kv_dtype, per_channel)
-        sim.pool = Pool(
+        sim.runner.pool = Pool(
             old.stream, old.capacity, old.dtype, old.device, old.slack, kind, scales, summarise=old.summarise
         )
     return sim

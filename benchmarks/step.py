@@ -12,14 +12,13 @@ import json
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 
-import engine
 from benchmarks.machine import describe
 from engine.conditioning import Condition
 from engine.kv.view import CausalView
@@ -85,8 +84,9 @@ def split(env: WorldSimEnv, clock: Clock) -> None:
         name = "commit" if next(calls) % passes == passes - 1 else "denoise"
         return clock.timed(name, denoise)(*args)
 
-    sim.model = engine.WorldModel(model.spec, by_pass, model.codec, model.heads, model.device, model.dtype)
-    sim._decode = clock.timed("decode", sim._decode)
+    runner = sim.runner = copy.copy(sim.runner)
+    sim.model = runner.model = replace(model, denoiser=by_pass)
+    runner.decode = clock.timed("decode", runner.decode)
     sim._outlook = clock.timed("heads", sim._outlook)
     sim._read_heads = clock.timed("heads", sim._read_heads)
     sim.step = clock.timed("engine.step", sim.step)

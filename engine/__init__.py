@@ -8,18 +8,25 @@ world = sim.open(start, seed=0)
 
 from typing import TYPE_CHECKING
 
-from engine.conditioning import Condition
+from engine.conditioning import Condition, Context
 from engine.engine import Engine, check_start
 from engine.hardware import set_threads
 from engine.kv.pool import PoolFull
-from engine.loading import load, read_card
+from engine.loading import read_card
 from engine.model import WorldModel
+from engine.noise import GivenNoise
+from engine.opening import load
+from engine.presets import PRESETS, Preset
+from engine.published import Rollout
+from engine.scenes import prompt_context, scene
 from engine.spec import (
     ActionSpec,
+    BinaryActions,
     ContinuousActions,
     DictActions,
     DiscreteActions,
     KVPolicy,
+    TextActions,
     VariableSpec,
     WorldSpec,
 )
@@ -39,23 +46,32 @@ def __getattr__(name: str) -> type:
 
 
 __all__ = [
+    "PRESETS",
     "ActionSpec",
+    "BinaryActions",
     "Block",
     "Condition",
+    "Context",
     "ContinuousActions",
     "DictActions",
     "DiscreteActions",
     "Engine",
+    "GivenNoise",
     "KVPolicy",
     "PixelEnv",
     "PoolFull",
+    "Preset",
+    "Rollout",
     "Start",
+    "TextActions",
     "VariableSpec",
     "World",
     "WorldModel",
     "WorldSpec",
     "check_start",
     "load",
+    "prompt_context",
     "read_card",
+    "scene",
     "set_threads",
 ]

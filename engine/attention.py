@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kv.view import Group
+from engine.kv.view import Group, Turn
 
 Kernel = Callable[[Tensor, Group], Tensor]
 
@@ -22,18 +22,30 @@ Kernel = Callable[[Tensor, Group], Tensor]
 class LayerView(Protocol):
     """One layer's window on the history."""
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> list[Group]:
-        """Join the block's keys and values [N, S, h, d] to the history that its queries (same shape) may see.
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
+        """Join the block's keys and values [N, S, h, d] to the history that its queries may see.
 
-        The groups cover the queries in order.
+        Args:
+            q: queries, already turned; their number may differ from S.
+            turn: turns keys by their rotary positions; None where the model did so itself.
+
+        Returns:
+            groups that cover the queries in order.
         """
         ...
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, view: LayerView) -> Tensor:
-    """Attention output [N, S, h, d] of queries, keys and values of the same shape."""
+def attend(q: Tensor, k: Tensor, v: Tensor, view: LayerView, turn: Turn | None = None) -> Tensor:
+    """Attention output, in the shape of the queries.
+
+    Args:
+        q: queries [N, S, h, d], already turned by their rotary positions, if they have any.
+        k, v: the block's keys and values, [N, S', h, d].
+        turn: turns keys by their rotary positions. The view decides when: before they are kept, or when they are
+            read, where a model wants positions counted from the window's start. None: the model turned them.
+    """
     kernel = choose_kernel(q)
-    parts = [kernel(q[:, g.queries], g) for g in view.extend(q, k, v)]
+    parts = [kernel(q[:, g.queries], g) for g in view.extend(q, k, v, turn)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -1,13 +1,52 @@
-"""Condition: everything that steers a block, as one immutable value. Imports nothing of ours but spec."""
+"""Condition and Context: everything that steers a block, as immutable values. Imports nothing of ours but spec.
+
+A context lasts until another takes its place: a prompt, an image. What layers make of it is computed once and shared
+by every world that has it. A condition is of one step.
+
+Legend: N worlds, F latent frames, A action encoding, V variables, T tokens, h heads, d head width, c h w channels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """A prompt or an image, as the layers of a denoiser read it. Immutable: worlds share it.
+
+    Attributes:
+        layers: keys and values of every layer's cross-attention, each [T, h, d]; stacked, [N, T, h, d]. A layer
+            that reads text and image apart has four: keys, values, the image's keys, the image's values.
+        beside: channels [K, c, h, w] that a denoiser is shown beside latent frames 0 .. K-1, the last of them from
+            then on; None where it is shown none.
+        source: what they were made of, named tensors: enough to make them again.
+    """
+
+    layers: tuple[tuple[Tensor, ...], ...]
+    beside: Tensor | None = None
+    source: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the keys, values and channels."""
+        rest = [] if self.beside is None else [self.beside]
+        return sum(x.nbytes for x in [*chain(*self.layers), *rest])
+
+    @staticmethod
+    def stack(contexts: Sequence[Context]) -> tuple[tuple[Tensor, ...], ...]:
+        """The layers of N worlds' contexts, with a leading N axis; nothing is copied where all share one."""
+        first = contexts[0]
+        if all(c is first for c in contexts):
+            return tuple(tuple(x.expand(len(contexts), *x.shape) for x in layer) for layer in first.layers)
+        pairs = zip(*(c.layers for c in contexts), strict=True)
+        return tuple(tuple(torch.stack(x) for x in zip(*layer, strict=True)) for layer in pairs)
 
 
 @dataclass(frozen=True)
@@ -15,25 +54,27 @@ class Condition:
     """What steers F latent frames of one world; stacked, of N worlds, with a leading N axis.
 
     Attributes:
-        actions: encoded actions float32 [F, A] (see spec); zeros stand for no action.
+        actions: encoded actions float32 [F, A] (see spec); zeros stand for no action. Models that are shown a window
+            of pixel frames' actions get [F, W, A].
         variables: the named variables as they stood before each frame, scaled to [-1, 1], float32 [F, V]. They are
             the world's own: the engine fills them in.
+        prompt: of a single world, a context that takes effect with this step and lasts; None keeps what it has.
+        context: layers of the context (see `Context`), stacked; the engine fills them in.
+        beside: channels beside the latents, [F, c, h, w]; the engine fills them in.
     """
 
     actions: Tensor
     variables: Tensor
+    context: tuple[tuple[Tensor, ...], ...] = ()
+    beside: Tensor | None = None
+    prompt: Context | None = None
 
     @classmethod
-    def of(cls, actions: np.ndarray) -> Condition:
-        """The condition of a step, from encoded actions float32 [F, A]."""
+    def of(cls, actions: np.ndarray, prompt: Context | None = None) -> Condition:
+        """The condition of a step, from encoded actions float32 [F, A], one for each frame of the block."""
         rows = torch.from_numpy(np.ascontiguousarray(actions, np.float32))
-        return cls(rows, rows.new_zeros(*rows.shape[:-1], 0))
+        return cls(rows, rows.new_zeros(*rows.shape[:-1], 0), prompt=prompt)
 
     def to(self, device: torch.device) -> Condition:
-        return Condition(self.actions.to(device), self.variables.to(device))
-
-    @staticmethod
-    def stack(conditions: Sequence[Condition]) -> Condition:
-        """Conditions of single worlds -> one with a leading N axis."""
-        actions, variables = ([getattr(c, name) for c in conditions] for name in ("actions", "variables"))
-        return Condition(torch.stack(actions), torch.stack(variables))
+        """The same with its actions and variables there (contexts live where the model does)."""
+        return replace(self, actions=self.actions.to(device), variables=self.variables.to(device))

@@ -1,8 +1,7 @@
 """Engine: open, step, fork, save, restore, close. Holds the weights and the KV pool; a world is the caller's value.
 
-`step` makes the next block of any number of worlds: asks the heads about the end, runs the schedule's passes,
-commits the block, decodes it, reads the heads. The loop of passes (`_run`) knows no formulas: those are in
-schedule.py. Knows nothing of Gymnasium.
+`step` makes the next block of any number of worlds: asks the heads about the end, runs the schedule's passes (see
+runner.py), decodes the block, reads the heads. Knows nothing of Gymnasium.
 
 Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V variables.
 """
@@ -19,24 +18,24 @@ import torch
 from torch import Tensor
 
 from engine import noise
-from engine.conditioning import Condition
+from engine.checks import check_start, check_step
+from engine.conditioning import Condition, Context
 from engine.hardware import set_threads
 from engine.invariance import invariant
-from engine.kv.paged import PagedView
 from engine.kv.policy import PageTable
 from engine.kv.pool import Pool
 from engine.model import WorldModel
-from engine.schedule import Pass, commit, flow
-from engine.snapshot import pack, revive, unpack, write_file
-from engine.spec import KVPolicy, WorldSpec
+from engine.runner import Runner, action_windows
+from engine.schedule import Pass, commit, flow, renoise
+from engine.snapshot import pack, read_file, revive, unpack, write_file
+from engine.spec import KVPolicy, WanSpec, WorldSpec
 from engine.world import Block, Start, World
 
-# Windows' worth of pages beyond what the worlds can hold: one in SLACK steps gathers, the others slice.
-SLACK = 7
-# Noise keys of real blocks count down from here.
-REAL = -1
-# Pages a world with an unlimited window is admitted with, and the steps in which its attention grows.
-FULL_HISTORY, BUCKET = 1_024, 16
+# Windows' worth of pages beyond what the worlds can hold: one in SLACK steps gathers, the others slice. Not where
+# they would take more than SLACK_BYTES.
+SLACK, SLACK_BYTES = 7, 1 << 28
+# Pages a world with an unlimited window is admitted with.
+FULL_HISTORY = 1_024
 
 
 class Engine:
@@ -67,33 +66,42 @@ class Engine:
         offload: bool = False,
     ):
         spec = model.spec
-        steps = spec.num_steps if num_steps is None else num_steps
-        if steps < 1 or max_worlds < 1:
-            raise ValueError(f"num_steps {steps} and max_worlds {max_worlds}: expected 1 or more")
+        if max_worlds < 1:
+            raise ValueError(f"max_worlds {max_worlds}: expected 1 or more")
+        self.passes = block_passes(spec, num_steps, model.dtype)
         set_threads()
         self.spec, self.policy = spec, policy or spec.kv
         self.model = invariant(model) if deterministic else model
         self.deterministic, self.given = deterministic, model
-        self.passes = flow(steps, spec.shift, spec.context_noise)
         self.need, self.need_host = pages_needed(self.policy, spec.block, offload)
-        self.pool = Pool(
-            spec.stream,
+        pool = Pool(
+            spec.streams,
             max_worlds * self.need,
             model.dtype,
             model.device,
-            slack=SLACK * self.need if slides(self.policy, kv_dtype) else 0,
+            slack=0 if kv_dtype else slack_pages(spec, self.policy, model.dtype),
             kv_dtype=kv_dtype,
             host=max_worlds * self.need_host,
             summarise=self.policy.top_k > 0,
         )
+        self.runner = Runner(self.model, pool, self.policy, deterministic, self.need_host > 0)
+
+    @property
+    def pool(self) -> Pool:
+        """The pages of all its worlds."""
+        return self.runner.pool
 
     def grow(self, max_worlds: int) -> None:
         """Make room for at least that many worlds at once; those that are open go on as they were."""
         self.pool.grow(max_worlds * self.need, max_worlds * self.need_host)
 
     @torch.inference_mode()
-    def open(self, start: Start, seed: int) -> World:
-        """Begin a world from real frames: they are encoded and committed, at positions 0, 1, ...
+    def open(self, start: Start, seed: int, source: noise.Noise | None = None) -> World:
+        """Begin a world, from real frames or latents that are committed at positions 0, 1, ..., or from nothing.
+
+        Args:
+            seed: of the world's noise.
+            source: noise from elsewhere, in place of the seed's (given tensors; see noise.GivenNoise).
 
         Raises:
             ValueError: `start` does not fit the spec.
@@ -101,7 +109,10 @@ class Engine:
         """
         check_start(start, self.spec)
         self.pool.reserve(self.need, self.need_host)
-        world = World(noise.SeededNoise(int(seed)), PageTable(), np.array(start.variables[0], np.float64))
+        variables = start.variables[0] if len(start.variables) else np.zeros(len(self.spec.variables))
+        world = World(source or noise.SeededNoise(int(seed)), PageTable(), np.array(variables, np.float64))
+        world.context = start.context
+        world.actions = np.zeros((0, self.spec.actions.width), np.float32)
         self._commit_real(world, start)
         return world
 
@@ -118,6 +129,27 @@ class Engine:
         if not world.open:
             raise ValueError("observe needs an open world")
         self._commit_real(world, seen)
+
+    @torch.inference_mode()
+    def contextualise(
+        self, text: Tensor | None = None, image: Tensor | None = None, beside: Tensor | None = None
+    ) -> Context:
+        """What the layers of a published denoiser read of a prompt or an image: computed once, shared by worlds.
+
+        Args:
+            text: embeddings of a prompt, [T, D], T up to what the model was trained with.
+            image: CLIP features of an image, [T, D].
+            beside: channels shown beside the latents, [K, c, h, w]; the last latent frame's go on.
+
+        Raises:
+            ValueError: the model reads no such thing, or they have another shape.
+        """
+        if not hasattr(self.given.denoiser, "contextualise"):
+            raise ValueError("this world is steered by actions alone: it reads no prompt and no image")
+        given = {"text": text, "image": image, "beside": beside}
+        source = {name: x.cpu() for name, x in given.items() if x is not None}
+        here = {name: None if x is None else x.to(self.model.device) for name, x in given.items()}
+        return replace(self.given.denoiser.contextualise(**here), source=source)
 
     @torch.inference_mode()
     def outlook(self, worlds: list[World], conditions: Sequence[Condition]) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +170,8 @@ class Engine:
 
         Args:
             worlds: open worlds of this engine, each at most once, of any ages.
-            conditions: one for each, with an action for every latent frame of the block (see `Condition.of`).
+            conditions: one for each, with an action for every frame of the block (`WorldSpec.frames_at`), and a new
+                context if one takes effect with it (see `Condition.of`).
 
         Raises:
             ValueError: a world is closed or named twice, or a condition does not fit; no world moved.
@@ -196,9 +229,11 @@ class Engine:
         blob = source if isinstance(source, bytes) else read_file(Path(source))
         state, tensors = unpack(blob, self._settings())
         self.pool.reserve(self.need, self.need_host, "the snapshot's world")
-        table = PageTable(state["length"], state["positions"])
+        table = PageTable(state["length"], state["origin"], state["positions"])
         table.pages = self._places(table)
-        return revive(state, tensors, table, self.pool)
+        world, sources = revive(state, tensors, table, self.pool)
+        world.context = self.contextualise(**sources) if sources else None
+        return world
 
     def close(self, world: World) -> None:
         """Give a world's pages back. Closing twice is fine."""
@@ -217,91 +252,67 @@ class Engine:
         }
 
     def _alike(self, worlds: list[World]) -> list[list[int]]:
-        """Rows that run together: all of them, or where histories have no limit, those of about one length."""
-        groups: dict[int, list[int]] = {}
+        """Rows that run together: blocks of one size, and where histories have no limit, of about one length."""
+        groups: dict[tuple[int, int], list[int]] = {}
         for i, world in enumerate(worlds):
-            groups.setdefault(self._span(world), []).append(i)
+            name = self.runner.span(world), self.spec.block_at(world.table.length)
+            groups.setdefault(name, []).append(i)
         return list(groups.values())
-
-    def _span(self, world: World) -> int:
-        """Pages of history that a world's attention is padded to."""
-        return self.policy.span or -(-max(1, world.table.length) // BUCKET) * BUCKET
 
     def _step(self, worlds: list[World], conditions: list[Condition]) -> list[Block]:
         """`step` for worlds that run together."""
+        self._steer(worlds, conditions)
         condition = self._joined(worlds, conditions)
         ends, last_rewards = self._outlook(worlds, condition)
-        latents = torch.stack([w.noise.latent(w.block, 0, (self.spec.block, *self.spec.latent)) for w in worlds])
-        latents = self._run(worlds, self.passes, latents.to(self.model.device), condition, None)
-        pictures = self._decode(worlds, latents)
+        shape = (self.spec.block_at(worlds[0].table.length), *self.spec.latent)
+        latents = self.runner.run(worlds, self.passes, self.runner.noise(worlds, 0, shape), condition)
+        pictures = self.runner.decode(worlds, latents)
         rewards = self._read_heads(worlds)
         blocks = []
         for i, world in enumerate(worlds):
             draw = world.noise.uniform(world.block, noise.END)[0]
             world.ended = bool(draw < ends[i])
             world.block += 1
+            self._remember(world, conditions[i])
             reward = last_rewards[i] if world.ended else rewards[i]
             blocks.append(Block(pictures[i], float(reward), float(ends[i]), world.ended, world.variables.copy()))
         return blocks
 
+    def _steer(self, worlds: list[World], conditions: list[Condition]) -> None:
+        """Give worlds the contexts that conditions bring, and begin histories anew that have come to their end."""
+        for world, condition in zip(worlds, conditions, strict=True):
+            if condition.prompt is not None and condition.prompt is not world.context:
+                world.context = condition.prompt
+                if self.spec.rollout and self.spec.rollout.rewrite:
+                    self.runner.rewrite(world, self.passes[-1])
+            restart = self.spec.rollout.restart if self.spec.rollout else None
+            if restart and world.table.length + self.spec.block > restart[0]:
+                self.runner.restart(world, Pass(0.0, commit=True))
+
+    def _remember(self, world: World, condition: Condition) -> None:
+        """Keep the last frames' actions where later blocks are shown them."""
+        if self.spec.action_module:
+            rows = condition.actions.cpu().numpy()
+            world.actions = np.concatenate([world.actions, rows])[-self.spec.action_module.frames :]
+
     def _commit_real(self, world: World, seen: Start) -> None:
         """Encode real frames and commit them block by block; leave the variables as they stood at the last one."""
-        frames = torch.from_numpy(np.ascontiguousarray(seen.frames)).to(self.model.device)
-        latents, _ = self.model.codec.encode(frames[None])
-        before = np.concatenate([world.variables[None], seen.variables[:-1]])
+        latents = seen.latents
+        if latents is None and len(seen.frames):
+            frames = torch.from_numpy(np.ascontiguousarray(seen.frames)).to(self.model.device)
+            latents = self.model.codec.encode(frames[None])[0][0]
+        if latents is None:
+            return
+        count = len(latents)
+        before = np.concatenate([world.variables[None], seen.variables[:-1]]) if self.spec.variables else None
+        variables = torch.zeros(count, 0) if before is None else torch.from_numpy(self.spec.encode_variables(before))
         actions = torch.from_numpy(np.asarray(seen.actions, np.float32))
-        variables = torch.from_numpy(self.spec.encode_variables(before))
-        passes = [commit(self.spec.context_noise)]
-        for k in range(0, len(seen.frames), self.spec.block):
-            block = slice(k, k + self.spec.block)
-            condition = Condition(actions[None, block], variables[None, block])
-            # Real blocks are keyed by their place in history, from the far end of the counter, so that their
-            # noise is no dreamed block's.
-            self._run([world], passes, latents[:, block].float(), condition, REAL - world.table.length)
-        world.variables = np.array(seen.variables[-1], np.float64)
-
-    def _run(
-        self, worlds: list[World], passes: list[Pass], latents: Tensor, condition: Condition, block: int | None
-    ) -> Tensor:
-        """Run the passes over one block of each world and commit it; return the clean latents [N, F, C, H, W]."""
-        view = self._begin(worlds, latents.shape[1])
-        starts = torch.tensor([[w.table.length] for w in worlds])
-        positions = (starts + torch.arange(latents.shape[1])).to(self.model.device)
-        condition = condition.to(self.model.device)
-        for draw, step in enumerate(passes, start=1):
-            shown = latents
-            if step.enter:
-                fresh = [w.noise.latent(w.block if block is None else block, draw, latents.shape[1:]) for w in worlds]
-                shown = step.enter(latents, torch.stack(fresh).to(latents.device))
-            times = torch.full(latents.shape[:2], step.level, device=latents.device)
-            prediction, features = self.model.denoiser(shown, times, positions, condition, view)
-            if step.update:
-                latents = step.update(latents, prediction.float())
-            if step.commit:
-                self._commit(worlds, view, latents, features)
-        return latents
-
-    def _begin(self, worlds: list[World], frames: int) -> PagedView:
-        for world in worlds:
-            last = world.table.pages[-1] if world.table.pages else -1
-            world.table.in_flight = self.pool.allocate(frames, after=last)
-        reaches = [w.table.reach(self.policy) for w in worlds]
-        span = self._span(worlds[0]) if self.deterministic else None
-        return PagedView(self.pool, reaches, [w.table.in_flight for w in worlds], self.policy.top_k, span)
-
-    def _commit(self, worlds: list[World], view: PagedView, latents: Tensor, features: Tensor) -> None:
-        view.commit()
-        states = self.model.heads.summarise(features[:, -1])
-        for world, clean, state in zip(worlds, latents, states, strict=True):
-            self.pool.release(world.table.commit(self.policy))
-            self._offload(world)
-            world.latents, world.head_state = clean, state
-
-    def _offload(self, world: World) -> None:
-        """Send a world's pages that have left the window to the host, where the engine was opened so."""
-        if self.need_host:
-            for i in world.table.outside(self.policy):
-                world.table.pages[i] = self.pool.offload(world.table.pages[i])
+        step = Pass(0.0, commit=True) if self.spec.rollout else commit(self.spec.context_noise)
+        self.runner.prefix(world, latents.to(self.model.device).float(), actions, variables, step)
+        if self.spec.frames_per_latent > 1:  # a video codec decodes what follows from what was
+            self.runner.decode([world], latents[None].to(self.model.device))
+        if before is not None:
+            world.variables = np.array(seen.variables[-1], np.float64)
 
     def _places(self, table: PageTable) -> list[int]:
         """Free pages for all positions of a table, on the host where `_offload` would have them."""
@@ -309,29 +320,33 @@ class Engine:
         here, there = self.pool.allocate(len(table.positions) - len(away)), self.pool.allocate_host(len(away))
         return [there.pop(0) if i in away else here.pop(0) for i in range(len(table.positions))]
 
-    def _decode(self, worlds: list[World], latents: Tensor) -> Tensor:
-        """Frames uint8 [N, T, H, W, 3]; the codec's streaming states move on."""
-        frames, states = self.model.codec.decode(latents, [w.codec_state for w in worlds])
-        for world, state in zip(worlds, states or [None] * len(worlds), strict=True):
-            world.codec_state = state
-        return frames
-
     def _joined(self, worlds: list[World], conditions: Sequence[Condition]) -> Condition:
         """The conditions of all worlds, with their variables as they stand, repeated over the block's frames."""
-        rows = self.spec.encode_variables(np.stack([w.variables for w in worlds]))
-        variables = torch.from_numpy(rows)[:, None].expand(-1, self.spec.block, -1)
-        return replace(Condition.stack(conditions), variables=variables).to(self.model.device)
+        block = self.spec.block_at(worlds[0].table.length)
+        rows = torch.from_numpy(self.spec.encode_variables(np.stack([w.variables for w in worlds])))
+        pairs = zip(worlds, conditions, strict=True)
+        actions = torch.stack([self._actions(w, c, block) for w, c in pairs])
+        return self.runner.condition(worlds, actions, rows[:, None].expand(-1, block, -1))
+
+    def _actions(self, world: World, condition: Condition, block: int) -> Tensor:
+        """Actions of a block's latent frames: its rows, or windows over frames' rows."""
+        module = self.spec.action_module
+        if module is None:
+            return condition.actions if self.spec.actions.width else condition.actions[:block]
+        rows = condition.actions.cpu().numpy()
+        at = world.table.length
+        windows = action_windows(world.actions, rows, module.frames, at, block, module.frames_per_latent)
+        return torch.from_numpy(windows)
 
     def _outlook(self, worlds: list[World], condition: Condition) -> tuple[np.ndarray, np.ndarray]:
         """End probability of the step about to be made, and the reward if it does end, each [N]."""
-        states = torch.stack([w.head_state for w in worlds if w.head_state is not None])
+        states = self._head_states(worlds)
         logits, rewards = self.model.heads.next(states, condition.variables[:, 0], condition.actions[:, 0])
         return logits.sigmoid().cpu().numpy(), rewards.cpu().numpy()
 
     def _read_heads(self, worlds: list[World]) -> np.ndarray:
         """Rewards [N] of the committed block; moves the named variables by changes drawn from their heads."""
-        states = torch.stack([w.head_state for w in worlds if w.head_state is not None])
-        rewards, changes = self.model.heads.now(states)
+        rewards, changes = self.model.heads.now(self._head_states(worlds))
         for v, (variable, logits) in enumerate(zip(self.spec.variables, changes, strict=True)):
             odds = logits.softmax(-1).cpu().numpy().cumsum(-1)
             for world, row in zip(worlds, odds, strict=True):
@@ -339,6 +354,11 @@ class Engine:
                 delta = variable.deltas[min(int(np.searchsorted(row, draw)), len(row) - 1)]
                 world.variables[v] = np.clip(world.variables[v] + delta, variable.low, variable.high)
         return rewards.cpu().numpy()
+
+    def _head_states(self, worlds: list[World]) -> Tensor:
+        """What the heads keep of each world, [N, hidden]; zeros before its first block."""
+        blank = torch.zeros(self.model.heads.hidden, device=self.model.device)
+        return torch.stack([blank if w.head_state is None else w.head_state for w in worlds])
 
 
 def pages_needed(policy: KVPolicy, block: int, offload: bool) -> tuple[int, int]:
@@ -349,48 +369,29 @@ def pages_needed(policy: KVPolicy, block: int, offload: bool) -> tuple[int, int]
     return (near, far) if offload else (near + far, 0)
 
 
-def slides(policy: KVPolicy, kv_dtype: str | None) -> bool:
-    """Whether a world's pages can stay one run of the pool, which a layer then reads in place."""
-    return kv_dtype is None and policy.window is not None and not policy.early
+def slack_pages(spec: WorldSpec, policy: KVPolicy, dtype: torch.dtype) -> int:
+    """Further pages with which a world's pages mostly stay one run of the pool, which a layer then reads in place."""
+    if policy.window is None or policy.early:
+        return 0
+    pages = SLACK * pages_needed(policy, spec.block, False)[0]
+    size = sum(s.page_bytes(dtype.itemsize) for s in spec.streams)
+    return pages if pages * size <= SLACK_BYTES else 0
 
 
-def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"snapshot {str(path)!r} cannot be read: {error.strerror or error}") from None
+def block_passes(spec: WorldSpec, num_steps: int | None, dtype: torch.dtype) -> list[Pass]:
+    """The passes of a block.
 
-
-def check_start(start: Start, spec: WorldSpec) -> None:
-    """Raise ValueError unless a start has the spec's shapes."""
-    frames, height_width = start.frames, (*spec.frame, 3)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != height_width or len(frames) < 1:
+    Raises:
+        ValueError: num_steps is below 1, or another than a published model was distilled for.
+    """
+    if spec.rollout is None:
+        steps = spec.num_steps if num_steps is None else num_steps
+        if steps < 1:
+            raise ValueError(f"num_steps {steps}: expected 1 or more")
+        return flow(steps, spec.shift, spec.context_noise)
+    if num_steps not in (None, len(spec.rollout.steps)):
         raise ValueError(
-            f"start frames are {frames.dtype} {list(frames.shape)}: expected uint8 [K, *{list(height_width)}], K >= 1"
+            f"num_steps {num_steps}: this model was distilled for {len(spec.rollout.steps)} steps; choose a preset"
         )
-    count = len(frames)
-    if count % spec.block:
-        raise ValueError(f"{count} start frames: expected a multiple of the block's {spec.block}")
-    if np.shape(start.actions) != (count, spec.actions.width):
-        raise ValueError(
-            f"start actions are {list(np.shape(start.actions))}: expected [{count}, {spec.actions.width}] encoded rows"
-        )
-    if np.shape(start.variables) != (count, len(spec.variables)):
-        names = [v.name for v in spec.variables]
-        raise ValueError(
-            f"start variables are {list(np.shape(start.variables))}: expected [{count}, {len(names)}] {names}"
-        )
-
-
-def check_step(worlds: list[World], conditions: Sequence[Condition], spec: WorldSpec) -> None:
-    """Raise ValueError unless every world can move."""
-    if not worlds or any(not w.open for w in worlds):
-        raise ValueError("step needs at least one world, all of them open")
-    if len({id(w) for w in worlds}) != len(worlds):
-        raise ValueError("a world is named twice in one step")
-    if len(conditions) != len(worlds):
-        raise ValueError(f"{len(conditions)} conditions for {len(worlds)} worlds: expected one each")
-    expected = [spec.block, spec.actions.width]
-    for condition in conditions:
-        if list(condition.actions.shape) != expected:
-            raise ValueError(f"a condition's actions are {list(condition.actions.shape)}: expected encoded {expected}")
+    published = isinstance(spec.denoiser, WanSpec) and spec.denoiser.published
+    return renoise(spec.rollout, dtype if published else torch.float32)

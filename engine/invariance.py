@@ -44,11 +44,14 @@ class WorldCodec:
     def encode(self, frames: Tensor, states: States = None) -> tuple[Tensor, States]:
         return self.codec.encode(frames, states)
 
-    def decode(self, latents: Tensor, states: States = None) -> tuple[Tensor, States]:
+    def decode(self, latents: Tensor, states: States = None) -> tuple[Tensor | list[Tensor], States]:
         """See `engine.model.Codec`."""
         states = states or [None] * len(latents)
         made = [self.codec.decode(row, [state]) for row, state in zip(latents.split(1), states, strict=True)]
-        return torch.cat([frames for frames, _ in made]), [(state or [None])[0] for _, state in made]
+        states = [(state or [None])[0] for _, state in made]
+        frames = [x for pictures, _ in made for x in pictures]
+        alike = len({len(x) for x in frames}) == 1
+        return torch.stack(frames) if alike else frames, states
 
 
 def invariant(model: WorldModel) -> WorldModel:

@@ -24,7 +24,7 @@ from engine.model import WorldModel
 from engine.models.action_dit import ActionDiT
 from engine.models.heads import Heads
 from engine.packing import pack_linears, packs
-from engine.spec import WorldSpec
+from engine.spec import CodecSpec, WorldSpec
 
 
 class Parts(nn.Module):
@@ -37,6 +37,7 @@ class Parts(nn.Module):
 
 def build(spec: WorldSpec) -> Parts:
     """The modules of a spec, with fresh weights."""
+    assert isinstance(spec.codec, CodecSpec)
     codec = AutoEncoder(spec.codec.channels, spec.codec.widths, spec.codec.depth)
     return Parts(codec, ActionDiT(spec), Heads(spec))
 
@@ -71,7 +72,9 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None) -> WorldModel:
+def load_world(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None
+) -> WorldModel:
     """Load a world folder for inference.
 
     Args:

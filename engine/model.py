@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.conditioners.conditioner import Conditioner
 from engine.conditioning import Condition
-from engine.models.heads import Heads
+from engine.models.heads import Heads, Silent
 from engine.spec import WorldSpec
 
 
@@ -35,7 +36,9 @@ class Codec(Protocol):
 
     def encode(self, frames: Tensor, states: States = None) -> tuple[Tensor, States]: ...
 
-    def decode(self, latents: Tensor, states: States = None) -> tuple[Tensor, States]: ...
+    def decode(self, latents: Tensor, states: States = None) -> tuple[Tensor | list[Tensor], States]:
+        """Frames; a list of [T, H, W, 3] where worlds of different ages get different T."""
+        ...
 
 
 @dataclass
@@ -44,14 +47,16 @@ class WorldModel:
 
     Attributes:
         dtype: precision of the denoiser, codec and heads; latents between passes stay fp32.
+        conditioner: turns prompts and pictures into embeddings, where the denoiser reads such.
     """
 
     spec: WorldSpec
     denoiser: Denoiser
     codec: Codec
-    heads: Heads
+    heads: Heads | Silent
     device: torch.device
     dtype: torch.dtype
+    conditioner: Conditioner | None = None
 
     @cached_property
     def identity(self) -> str:

@@ -8,7 +8,9 @@ not depend on the device, the batch, or what was drawn before it. Imports nothin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,6 +41,17 @@ def normals(seed: int, block: int, draw: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
 
+class Noise(Protocol):
+    """Where a world's noise comes from, keyed by (block, draw)."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def latent(self, block: int, draw: int, shape: tuple[int, ...]) -> Tensor: ...
+
+    def uniform(self, block: int, draw: int, count: int = 1) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class SeededNoise:
     """The noise of one world: a value, shared by nothing."""
@@ -51,4 +64,26 @@ class SeededNoise:
 
     def uniform(self, block: int, draw: int, count: int = 1) -> np.ndarray:
         """float64 [count] in (0, 1)."""
+        return uniforms(self.seed, block, draw, count)
+
+
+@dataclass(frozen=True)
+class GivenNoise:
+    """Noise from recorded tensors, for replays: latents by (block, draw), the heads' uniforms from a seed.
+
+    Raises:
+        ValueError: on a draw that was not given, or of another shape.
+    """
+
+    latents: Mapping[tuple[int, int], Tensor]
+    seed: int = field(default=0)
+
+    def latent(self, block: int, draw: int, shape: tuple[int, ...]) -> Tensor:
+        given = self.latents.get((block, draw))
+        if given is None or given.shape != torch.Size(shape):
+            found = "none" if given is None else list(given.shape)
+            raise ValueError(f"noise of block {block}, draw {draw}: expected {list(shape)}, given {found}")
+        return given
+
+    def uniform(self, block: int, draw: int, count: int = 1) -> np.ndarray:
         return uniforms(self.seed, block, draw, count)

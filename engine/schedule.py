@@ -1,7 +1,8 @@
 """The passes of a block: noise levels, update rule, which pass writes the cache. Pure functions.
 
 Flow matching (Lipman et al., 2023) in the rectified form: x(t) = (1 - t) x0 + t e, and the denoiser predicts
-v = e - x0. A block is a list of passes; the engine's one loop runs them and knows none of these formulas.
+v = e - x0. A block is a list of passes; the engine's one loop runs them and knows none of these formulas. Our own
+models take Euler steps (`flow`); distilled ones of the Wan2.1 family form x0 and mix fresh noise in (`renoise`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-# (latent, prediction) -> latent
+from engine.published import Rollout
+
+# (what the denoiser was shown, its prediction) -> latent
 Update = Callable[[Tensor, Tensor], Tensor]
 # (clean latent, noise) -> what the denoiser is shown
 Enter = Callable[[Tensor, Tensor], Tensor]
@@ -23,8 +27,8 @@ class Pass:
     """One run of the denoiser over a block.
 
     Attributes:
-        level: the noise level t that the denoiser is told.
-        update: how its prediction changes the latent; None leaves the latent as it is.
+        level: the noise level t that the denoiser is told, in the units it was trained with.
+        update: the latent that its prediction of what it was shown makes; None leaves the latent as it is.
         enter: mixes fresh noise into what the denoiser is shown (not into the latent); None shows the latent.
         commit: this pass's K/V become history.
     """
@@ -60,3 +64,50 @@ def flow(num_steps: int, shift: float, context_noise: float) -> list[Pass]:
     """Few-step Euler denoising of a block from pure noise, then its commit."""
     t = levels(num_steps, shift)
     return [*(Pass(a, euler(a, b)) for a, b in pairwise(t)), commit(context_noise)]
+
+
+def shifted(rollout: Rollout) -> Tensor:
+    """The noise levels sigma of all training steps, falling, float32 [training_steps]."""
+    even = torch.linspace(1, 0, rollout.training_steps + 1)[:-1]
+    return rollout.shift * even / (1 + (rollout.shift - 1) * even)
+
+
+def timesteps(rollout: Rollout) -> list[float]:
+    """What the denoiser is told at each step: configured steps, or where the warped table has them."""
+    if not rollout.warp:
+        return [float(k) for k in rollout.steps]
+    total = rollout.training_steps
+    table = torch.cat([shifted(rollout) * total, torch.zeros(1)])
+    return [float(table[total - k]) for k in rollout.steps]
+
+
+def sigma_at(timestep: float, rollout: Rollout) -> float:
+    """The noise level of the training step nearest to a timestep."""
+    sigmas = shifted(rollout)
+    nearest = (sigmas * rollout.training_steps - timestep).abs().argmin()
+    return float(sigmas[nearest])
+
+
+def to_clean(sigma: float, dtype: torch.dtype) -> Update:
+    """x0 = x - sigma v, formed in float64 and rounded to `dtype` as published; kept in float32."""
+    return lambda shown, flow: (shown.double() - sigma * flow.double()).to(dtype).float()
+
+
+def mix_rounded(sigma: float, dtype: torch.dtype) -> Enter:
+    """x(t) of clean latents and noise in float32, each rounded to `dtype`."""
+    keep = float(1 - torch.tensor(sigma))
+    return lambda clean, noise: (keep * clean + sigma * noise.to(dtype).float()).to(dtype).float()
+
+
+def renoise(rollout: Rollout, dtype: torch.dtype = torch.float32) -> list[Pass]:
+    """Few-step sampling of a distilled model (Self Forcing, Huang et al. 2025): at each step form x0, then mix fresh
+    noise in for the next; at last a pass over the clean block, which writes the cache.
+
+    Args:
+        dtype: the precision that the published code keeps latents in.
+    """
+    told = timesteps(rollout)
+    sigmas = [sigma_at(t, rollout) for t in told]
+    enters = [None, *(mix_rounded(s, dtype) for s in sigmas[1:])]
+    steps = [Pass(t, to_clean(s, dtype), enter) for t, s, enter in zip(told, sigmas, enters, strict=True)]
+    return [*steps, Pass(rollout.context, commit=True)]

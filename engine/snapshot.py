@@ -24,9 +24,9 @@ from engine.kv.pool import Pool
 from engine.noise import SeededNoise
 from engine.world import World
 
-FORMAT, VERSION = "inferix_env world", 1
-# Tensors of a world's last block.
-LAST = ("latents", "head_state")
+FORMAT, VERSION = "inferix_env world", 2
+# Tensors of a world's last blocks.
+LAST = ("latents", "head_state", "tail")
 
 
 def pack(world: World, pool: Pool, settings: dict[str, Any]) -> bytes:
@@ -35,17 +35,22 @@ def pack(world: World, pool: Pool, settings: dict[str, Any]) -> bytes:
     Args:
         settings: what a reader must match, plain JSON: the model's identity, the policy, and so on.
     """
+    if not isinstance(world.noise, SeededNoise):
+        raise ValueError("a world with given noise has no snapshot: open it with a seed")
     codec_state, tensors = flatten(world.codec_state)
     state = {
         "seed": world.noise.seed,
         "block": world.block,
         "length": world.table.length,
+        "origin": world.table.origin,
         "positions": world.table.positions,
         "ended": world.ended,
         "codec_state": codec_state,
     }
     tensors |= {f"pages.{name}": x for name, x in pool.export(world.table.pages).items()}
-    tensors["variables"] = torch.tensor(world.variables)
+    tensors["variables"], tensors["actions"] = torch.tensor(world.variables), torch.from_numpy(world.actions)
+    if world.context:
+        tensors |= {f"context.{name}": x for name, x in world.context.source.items()}
     tensors |= {name: x for name in LAST if (x := getattr(world, name)) is not None}
     tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
     text = {"settings": json.dumps(settings, sort_keys=True), "state": json.dumps(state, sort_keys=True)}
@@ -65,6 +70,8 @@ def unpack(blob: bytes, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[
         raise ValueError(
             f"the snapshot has version {metadata['version']}, this package reads up to {VERSION}: update inferix_env"
         )
+    if int(metadata["version"]) < VERSION:
+        raise ValueError(f"the snapshot has version {metadata['version']}, of an older package; this reads {VERSION}")
     text = {name: metadata[name] for name in ("settings", "state")}
     if checksum(tensors, text) != metadata["checksum"]:
         raise ValueError("the snapshot is damaged: its checksum does not fit its contents")
@@ -88,20 +95,26 @@ def read(blob: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"the snapshot is truncated or no snapshot at all ({len(blob):,} bytes): {error}") from None
 
 
-def revive(state: dict[str, Any], tensors: dict[str, Tensor], table: PageTable, pool: Pool) -> World:
-    """A world of unpacked state, on the pages taken for it in its table."""
+def revive(
+    state: dict[str, Any], tensors: dict[str, Tensor], table: PageTable, pool: Pool
+) -> tuple[World, dict[str, Tensor]]:
+    """A world of unpacked state, on the pages taken for it in its table, and what its context is to be made of."""
     pool.load(table.pages, {name.removeprefix("pages."): x for name, x in tensors.items() if name.startswith("pages.")})
     here = {name: x.to(pool.device) for name, x in tensors.items()}
-    return World(
+    sources = {name.removeprefix("context."): x for name, x in tensors.items() if name.startswith("context.")}
+    world = World(
         noise=SeededNoise(int(state["seed"])),
         table=table,
         variables=np.array(tensors["variables"].numpy(), np.float64),
         block=int(state["block"]),
         latents=here.get("latents"),
+        actions=tensors["actions"].numpy().copy(),
+        tail=here.get("tail"),
         codec_state=unflatten(state["codec_state"], here),
         head_state=here.get("head_state"),
         ended=bool(state["ended"]),
     )
+    return world, sources
 
 
 def checksum(tensors: dict[str, Tensor], text: dict[str, str]) -> str:
@@ -137,6 +150,13 @@ def unflatten(shape: Any, tensors: dict[str, Tensor]) -> Any:
     if "dict" in shape:
         return {key: unflatten(x, tensors) for key, x in shape["dict"].items()}
     return shape["value"]
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"snapshot {str(path)!r} cannot be read: {error.strerror or error}") from None
 
 
 def write_file(path: Path, blob: bytes) -> None:

@@ -12,6 +12,64 @@ from typing import Any
 
 import numpy as np
 
+from engine.published import ActionModule, Rollout, WanSpec, WanVaeSpec
+
+
+@dataclass(frozen=True)
+class TextActions:
+    """A prompt, up to `longest` characters; an empty one keeps the prompt that holds. Nothing is encoded here."""
+
+    longest: int = 2048
+    kind: str = "text"
+
+    @property
+    def width(self) -> int:
+        return 0
+
+    @property
+    def row_width(self) -> int:
+        return 0
+
+    def encode(self, action: object) -> np.ndarray:
+        """Raises ValueError unless `action` is a string that is not too long."""
+        if not isinstance(action, str):
+            raise ValueError(f"action {action!r}: expected a prompt, or '' to keep the one that holds")
+        if len(action) > self.longest:
+            raise ValueError(f"a prompt of {len(action)} characters: expected at most {self.longest}")
+        return np.zeros(0, np.float32)
+
+    def encode_rows(self, rows: np.ndarray) -> np.ndarray:
+        return np.zeros((len(rows), 0), np.float32)
+
+
+@dataclass(frozen=True)
+class BinaryActions:
+    """Keys, each down or up, encoded multi-hot: float32 [n]."""
+
+    n: int
+    names: tuple[str, ...] = ()
+    kind: str = "binary"
+
+    @property
+    def width(self) -> int:
+        return self.n
+
+    @property
+    def row_width(self) -> int:
+        return self.n
+
+    def encode(self, action: object) -> np.ndarray:
+        """Raises ValueError unless `action` is `n` zeros and ones."""
+        value = np.asarray(action)
+        if value.shape != (self.n,) or not np.isin(value, (0, 1)).all():
+            names = f" ({', '.join(self.names)})" if self.names else ""
+            raise ValueError(f"action {action!r}: expected {self.n} zeros and ones{names}")
+        return value.astype(np.float32)
+
+    def encode_rows(self, rows: np.ndarray) -> np.ndarray:
+        """[T, n] -> float32 [T, n]."""
+        return rows.reshape(len(rows), self.n).astype(np.float32)
+
 
 @dataclass(frozen=True)
 class DiscreteActions:
@@ -107,19 +165,23 @@ class DictActions:
         return np.concatenate(encoded, axis=1)
 
 
-ActionSpec = DiscreteActions | ContinuousActions | DictActions
+ActionSpec = DiscreteActions | ContinuousActions | BinaryActions | TextActions | DictActions
 
 
 def action_spec(data: Mapping[str, Any]) -> ActionSpec:
     """An action spec from plain JSON: {"kind": "discrete", "n": 3}, and so on."""
     if data["kind"] == "discrete":
         return DiscreteActions(int(data["n"]), tuple(data.get("names", ())))
+    if data["kind"] == "binary":
+        return BinaryActions(int(data["n"]), tuple(data.get("names", ())))
+    if data["kind"] == "text":
+        return TextActions(int(data.get("longest", 2048)))
     if data["kind"] == "continuous":
         return ContinuousActions(tuple(data["low"]), tuple(data["high"]))
     if data["kind"] == "dict":
         parts = data["parts"].items() if isinstance(data["parts"], Mapping) else data["parts"]
         return DictActions(tuple((name, action_spec(part)) for name, part in parts))
-    raise ValueError(f"action kind {data['kind']!r}: expected discrete, continuous or dict")
+    raise ValueError(f"action kind {data['kind']!r}: expected discrete, continuous, binary, text or dict")
 
 
 @dataclass(frozen=True)
@@ -142,12 +204,20 @@ class VariableSpec:
 
 @dataclass(frozen=True)
 class KVStream:
-    """The K/V a model caches: one page holds one latent frame in one layer, [tokens, heads, width]."""
+    """K/V that a model caches: one page holds one latent frame in one layer, [tokens, heads, width].
+
+    Attributes:
+        name: by which the model asks for it; "self" is the self-attention's.
+        relative: keys are kept before they are turned by their rotary positions, which then count from the start of
+            what a block sees.
+    """
 
     layers: int
     tokens: int
     heads: int
     width: int
+    name: str = "self"
+    relative: bool = False
 
     def page_bytes(self, itemsize: int) -> int:
         """Bytes of one latent frame over all layers, keys and values."""
@@ -174,8 +244,8 @@ class KVPolicy:
     memory: int = 0
 
     def __post_init__(self) -> None:
-        if self.sink < 0 or (self.window is not None and self.window < 1):
-            raise ValueError(f"window {self.window}, sink {self.sink}: expected window >= 1 or None, and sink >= 0")
+        if self.sink < 0 or (self.window is not None and self.window < 0):
+            raise ValueError(f"window {self.window}, sink {self.sink}: expected window >= 0 or None, and sink >= 0")
         if any(p < 0 for p in self.pages) or list(self.pages) != sorted(set(self.pages)):
             raise ValueError(f"pages {self.pages}: expected positions from 0 on, ascending, each once")
         if not 0 <= self.top_k <= self.memory:
@@ -183,12 +253,16 @@ class KVPolicy:
         if self.window is None and (self.sink or self.pages or self.memory):
             raise ValueError("window None shows the whole history: sink, pages, top_k and memory need a window")
 
-    def visible(self, length: int) -> list[int]:
-        """Positions that a block starting at latent frame `length` always sees, ascending."""
+    def visible(self, length: int, origin: int = 0) -> list[int]:
+        """Positions that a block starting at latent frame `length` always sees, ascending.
+
+        Args:
+            origin: where the history begins, if what came before was given up.
+        """
         if self.window is None:
-            return list(range(length))
-        recent = max(0, length - self.window)
-        early = set(range(min(self.sink, recent))) | {p for p in self.pages if p < recent}
+            return list(range(origin, length))
+        recent = max(origin, length - self.window)
+        early = set(range(origin, min(origin + self.sink, recent))) | {p for p in self.pages if origin <= p < recent}
         return [*sorted(early), *range(recent, length)]
 
     def choices(self, length: int) -> list[int]:
@@ -234,6 +308,8 @@ class CodecSpec:
 class WorldSpec:
     """Everything about a world but its weights.
 
+    Its denoiser is an ActionDiT with an AutoEncoder and heads, trained here, or a published Wan2.1-family model.
+
     Attributes:
         frame: (H, W) in pixels.
         fps: frames a second in real time.
@@ -241,6 +317,7 @@ class WorldSpec:
         num_steps: denoising passes of a block; a commit pass follows.
         shift: warps the passes' noise levels towards high noise (1 leaves them evenly spaced).
         context_noise: noise level at which a finished block is committed to the cache.
+        rollout: how a published model is rolled out, in place of num_steps, shift and context_noise.
     """
 
     name: str
@@ -248,13 +325,14 @@ class WorldSpec:
     fps: float
     actions: ActionSpec
     variables: tuple[VariableSpec, ...] = ()
-    codec: CodecSpec = field(default_factory=CodecSpec)
-    denoiser: DenoiserSpec = field(default_factory=DenoiserSpec)
+    codec: CodecSpec | WanVaeSpec = field(default_factory=CodecSpec)
+    denoiser: DenoiserSpec | WanSpec = field(default_factory=DenoiserSpec)
     kv: KVPolicy = field(default_factory=KVPolicy)
     block: int = 1
     num_steps: int = 2
     shift: float = 2.0
     context_noise: float = 0.1
+    rollout: Rollout | None = None
 
     def __post_init__(self) -> None:
         cell = self.codec.scale * self.denoiser.patch
@@ -275,7 +353,42 @@ class WorldSpec:
         """The K/V stream of the denoiser's self-attention."""
         _, h, w = self.latent
         d = self.denoiser
-        return KVStream(d.layers, h // d.patch * (w // d.patch), d.heads, d.width // d.heads)
+        relative = self.rollout is not None and self.rollout.relative
+        return KVStream(d.layers, h // d.patch * (w // d.patch), d.heads, d.width // d.heads, relative=relative)
+
+    @property
+    def streams(self) -> tuple[KVStream, ...]:
+        """All K/V streams: the self-attention's, and Matrix-Game's memories of mouse and keyboard."""
+        made, module = [self.stream], self.action_module
+        if module is not None:
+            layers, heads, width = len(module.layers), module.heads, module.head_width
+            if module.mouse:
+                made.append(KVStream(layers, self.stream.tokens, heads, width, "mouse"))
+            if module.keyboard:
+                made.append(KVStream(layers, 1, heads, width, "keyboard"))
+        return tuple(made)
+
+    @property
+    def action_module(self) -> ActionModule | None:
+        """Matrix-Game's, if the denoiser has one."""
+        return self.denoiser.actions if isinstance(self.denoiser, WanSpec) else None
+
+    @property
+    def frames_per_latent(self) -> int:
+        return self.codec.frames_per_latent if isinstance(self.codec, WanVaeSpec) else 1
+
+    def frames_upto(self, length: int) -> int:
+        """Frames of the first `length` latent frames of a world: a video codec's first one is a single frame."""
+        return max(0, 1 + (length - 1) * self.frames_per_latent) if length else 0
+
+    def block_at(self, length: int) -> int:
+        """Latent frames of the block that begins at latent frame `length`."""
+        first = self.rollout.first_block if self.rollout else None
+        return first if first is not None and length == 0 else self.block
+
+    def frames_at(self, length: int) -> int:
+        """Frames of the block that begins at latent frame `length`; a step's actions may be as many."""
+        return self.frames_upto(length + self.block_at(length)) - self.frames_upto(length)
 
     def encode_variables(self, values: np.ndarray) -> np.ndarray:
         """Raw values [..., V] -> float32 [..., V], each scaled to [-1, 1] over its range."""
@@ -303,10 +416,35 @@ class WorldSpec:
                     "variables": tuple(
                         VariableSpec(**{**v, "deltas": tuple(v["deltas"])}) for v in data.get("variables", ())
                     ),
-                    "codec": CodecSpec(**{**data["codec"], "widths": tuple(data["codec"]["widths"])}),
-                    "denoiser": DenoiserSpec(**data["denoiser"]),
+                    "codec": codec_spec(data["codec"]),
+                    "denoiser": denoiser_spec(data["denoiser"]),
+                    "rollout": rollout_of(data.get("rollout")),
                     "kv": KVPolicy(**{**data["kv"], "pages": tuple(data["kv"].get("pages", ()))}),
                 }
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no world spec: {error}") from None
+
+
+def codec_spec(data: Mapping[str, Any]) -> CodecSpec | WanVaeSpec:
+    """A codec's sizes from plain JSON."""
+    if data.get("kind") == "wan-vae":
+        return WanVaeSpec(**{**data, "multiples": tuple(data["multiples"])})
+    return CodecSpec(**{**data, "widths": tuple(data["widths"])})
+
+
+def denoiser_spec(data: Mapping[str, Any]) -> DenoiserSpec | WanSpec:
+    """A denoiser's sizes from plain JSON."""
+    if data.get("kind") != "wan":
+        return DenoiserSpec(**data)
+    module = data.get("actions")
+    actions = module and ActionModule(**{**module, "layers": tuple(module["layers"])})
+    return WanSpec(**{**data, "actions": actions})
+
+
+def rollout_of(data: Mapping[str, Any] | None) -> Rollout | None:
+    """A published model's rollout from plain JSON."""
+    if data is None:
+        return None
+    restart = data.get("restart")
+    return Rollout(**{**data, "steps": tuple(data["steps"]), "restart": restart and tuple(restart)})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from engine.conditioning import Context
 from engine.kv.policy import PageTable
-from engine.noise import SeededNoise
+from engine.noise import Noise, SeededNoise
 
 
 @dataclass
@@ -20,7 +21,11 @@ class World:
         noise: where its noise comes from, keyed by (block, draw).
         table: its pages in the pool.
         block: how many blocks it has dreamed since it was opened; keys its noise.
-        latents: the last clean block, float32 [F, C, h, w], on the engine's device.
+        latents: the last clean latents, float32 [K, C, h, w], on the engine's device: a block, or as many as the
+            model may want again.
+        context: the prompt or image that steers it.
+        actions: encoded actions of the last frames, [P, A], where blocks are shown those before them.
+        tail: its last frames, uint8 [P, H, W, 3], where a history begins anew from them.
         codec_state: streaming state of the codec's decoder.
         variables: named variables as they stand, float64 [V]; a caller may set them.
         head_state: what the heads keep of the last committed block, [hidden].
@@ -28,11 +33,14 @@ class World:
         open: False once its pages went back.
     """
 
-    noise: SeededNoise
+    noise: Noise
     table: PageTable
     variables: np.ndarray
     block: int = 0
     latents: Tensor | None = None
+    context: Context | None = None
+    actions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    tail: Tensor | None = None
     codec_state: Any = None
     head_state: Tensor | None = None
     ended: bool = False
@@ -49,17 +57,28 @@ class World:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a world begins: real frames and what led from each to the next.
+    """Where a world begins: real frames and what led from each to the next, or latents, or nothing but a context.
 
     Attributes:
-        frames: uint8 [K, H, W, 3], K >= 1.
+        frames: uint8 [K, H, W, 3]; K >= 1 but for published models, which may begin from a prompt alone.
         actions: encoded actions float32 [K, A], row k led to frame k; zeros where none did.
         variables: raw named variables float [K, V], as they stood at each frame.
+        context: a prompt or an image (see `Engine.contextualise`).
+        latents: float32 [K, C, h, w], in place of frames, for published models.
     """
 
     frames: np.ndarray
     actions: np.ndarray
     variables: np.ndarray
+    context: Context | None = None
+    latents: Tensor | None = None
+
+    @classmethod
+    def of(cls, context: Context | None = None, latents: Tensor | None = None) -> Start:
+        """A published model's start: a context, and latents that go before."""
+        count = 0 if latents is None else len(latents)
+        none = np.zeros((count, 0), np.float32)
+        return cls(np.zeros((0, 0, 0, 3), np.uint8), none, none, context, latents)
 
 
 @dataclass(frozen=True)

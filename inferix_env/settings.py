@@ -44,6 +44,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_choice("obs", self.obs, ("frame", "block"))
         check_choice("dtype", self.dtype, (None, *DTYPES))
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window {self.window}: expected at least 1 latent frame, or None for the world's own")
         if self.horizon is not None and self.horizon < 2:
             raise ValueError(f"max_episode_steps {self.horizon}: expected at least 2, or None")
 

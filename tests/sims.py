@@ -98,7 +98,7 @@ class Uncached:
         """One pass over all that was committed: keys and values by layer [1, K S, h, d], and features."""
         view = self._view()
         _, features = self._run(self._past(), self.spec.context_noise, view)
-        return view.recorded, features
+        return {layer: made for (_, layer), made in view.recorded.items()}, features
 
     def _past(self) -> list[torch.Tensor]:
         """The history as the cache was shown it."""

@@ -13,6 +13,7 @@ from engine.attention import attend, attend_dense, attend_fused, attend_referenc
 from engine.kv.paged import PagedView
 from engine.kv.view import CausalView, Group
 from engine.loading import assemble
+from engine.runner import Runner
 from engine.schedule import commit
 from tests.sims import Uncached, act, footage, make_engine, roll
 from tests.worlds import TINY, make_modules
@@ -47,7 +48,7 @@ def test_cached_history_equals_recomputed(policy, block, age):
         _, features = sim.model.denoiser(latents, levels, torch.arange(age)[None], condition, view)
     torch.testing.assert_close(world.head_state, sim.model.heads.summarise(features[:, -1])[0], atol=2e-5, rtol=1e-4)
     for layer in range(spec.denoiser.layers):
-        keys = view.recorded[layer][0][0].unflatten(0, (age, -1))
+        keys = view.recorded["self", layer][0][0].unflatten(0, (age, -1))
         for position, page in zip(world.table.positions, world.table.pages, strict=True):
             torch.testing.assert_close(sim.pool.range(layer, page, 1)[0][0], keys[position], atol=2e-5, rtol=1e-4)
 
@@ -60,7 +61,7 @@ class Chosen:
         self.keys: dict[int, torch.Tensor] = {}
 
     def layer(self, index: int):
-        return SimpleNamespace(extend=lambda q, k, v: self.groups(index, k, v))
+        return SimpleNamespace(extend=lambda q, k, v, turn=None: self.groups(index, k, v))
 
     def groups(self, index: int, k: torch.Tensor, v: torch.Tensor) -> list[Group]:
         self.keys[index] = k
@@ -74,21 +75,21 @@ def test_pages_chosen_by_relevance_equal_the_same_choice_recomputed(monkeypatch)
     """Every layer's choice for every frame is written down; one pass without a cache under it gives the same keys."""
     sim = make_engine(kv=KVPolicy(2, sink=1, top_k=2, memory=10), context_noise=0.0)
     chosen: dict[tuple[int, int], list[int]] = {}
-    ordered = PagedView._mask
+    ordered = PagedView.mask
 
-    def noted(view, positions):
+    def noted(view, positions, stream):
         chosen[len(view.buffers), view.in_flight_position] = [p for p in positions[0].tolist() if p >= 0]
-        return ordered(view, positions)
+        return ordered(view, positions, stream)
 
-    begin = Engine._begin
+    begin = Runner._begin
 
-    def begun(engine, worlds, frames):
-        view = begin(engine, worlds, frames)
+    def begun(runner, worlds, frames):
+        view = begin(runner, worlds, frames)
         view.in_flight_position = worlds[0].table.length
         return view
 
-    monkeypatch.setattr(PagedView, "_mask", noted)
-    monkeypatch.setattr(Engine, "_begin", begun)
+    monkeypatch.setattr(PagedView, "mask", noted)
+    monkeypatch.setattr(Runner, "_begin", begun)
     seen, spec = footage(16), sim.spec
     world = sim.open(seen, seed=0)
     assert any(chosen[0, f] != chosen[1, f] for f in range(16))  # layers choose for themselves
@@ -136,7 +137,7 @@ def test_unbounded_rollout_holds_its_memory_and_its_order():
 def test_the_slice_and_the_gather_give_the_same_bits():
     """A window that wraps around the pool's end is gathered; one that does not is sliced: same frames."""
     roomy, tight = make_engine(), make_engine()
-    tight.pool = type(roomy.pool)(roomy.spec.stream, tight.need, torch.float32, torch.device("cpu"))
+    tight.runner.pool = type(roomy.pool)(roomy.spec.stream, tight.need, torch.float32, torch.device("cpu"))
     worlds = roomy.open(footage(2), seed=3), tight.open(footage(2), seed=3)
     for a, b in zip(roll(roomy, worlds[0], 30), roll(tight, worlds[1], 30), strict=True):
         assert np.array_equal(a.frames, b.frames)

@@ -112,7 +112,7 @@ def test_policies_say_what_is_seen_kept_and_chosen_from():
     assert policy.choices(13) == [6, 7, 8]
     assert (policy.early, policy.span) == (7, 7)
     assert KVPolicy(None).span is None
-    bad = [{"pages": (3, 1)}, {"pages": (-1,)}, {"top_k": 2}, {"window": None, "sink": 1}, {"window": 0}]
+    bad = [{"pages": (3, 1)}, {"pages": (-1,)}, {"top_k": 2}, {"window": None, "sink": 1}, {"window": -1}]
     for fields in bad:
         with pytest.raises(ValueError, match=r"expected|window None"):
             KVPolicy(**fields)

@@ -1,9 +1,10 @@
 """PagedView: what the layers of a denoiser see of the pool, for one block of each of N worlds.
 
 Where one world's pages and its block in flight lie in one ascending run, a layer's keys are a slice of the pool and
-nothing is copied (range access); any other set of pages is gathered once a block (index access), shorter histories
-padded in front and masked. Both have the same order, so both give the same bits. A top-k policy chooses further
-pages in each layer, by the queries of the block's first pass.
+nothing is copied (range access); any other set of pages is gathered (index access), shorter histories padded in front
+and masked. Both have the same order, so both give the same bits. What was gathered is kept from pass to pass, unless
+that would take more than `KEEP` bytes. A top-k policy chooses further pages in each layer of the self-attention, by
+the queries of the block's first pass.
 
 Legend: N worlds, F latent frames in flight, S tokens each, T pages of history, C choices, h heads, d head width.
 """
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 
 from engine.kv.policy import Reach
-from engine.kv.pool import Pool, is_range
-from engine.kv.view import Group
+from engine.kv.pool import Pool, is_range, upload
+from engine.kv.view import Group, Turn
+
+# Bytes of gathered pages, over all layers, that are kept from one pass of a block to the next.
+KEEP = 1 << 30
 
 
 class PagedView:
@@ -23,65 +27,130 @@ class PagedView:
 
     Args:
         reaches: what each world's block may see.
-        in_flight: each world's pages to be written, F each.
-        top_k: pages that every layer chooses out of the reaches' choices.
+        in_flight: each world's pages to be written, one for each kept frame of the block.
+        firsts: position of each world's first frame in flight; None where the model turns its keys itself.
+        top_k: pages that every layer of the self-attention chooses out of the reaches' choices.
         span: pad every history to so many pages (worlds then compute the same whoever is beside them); by default
             to the longest.
+        frames: F; by default as many as there are pages to write.
+        kept: which of the block's frames are written; by default the last.
+        skip: the block's first frames, which no query sees.
+        keep: bytes of gathered pages to keep between passes.
     """
 
     def __init__(
-        self, pool: Pool, reaches: list[Reach], in_flight: list[list[int]], top_k: int = 0, span: int | None = None
+        self,
+        pool: Pool,
+        reaches: list[Reach],
+        in_flight: list[list[int]],
+        firsts: list[int] | None = None,
+        top_k: int = 0,
+        span: int | None = None,
+        frames: int | None = None,
+        kept: list[int] | None = None,
+        skip: int = 0,
+        keep: int = KEEP,
     ):
-        self.pool, self.in_flight, self.top_k = pool, in_flight, top_k
-        self.tokens, self.frames = pool.stream.tokens, len(in_flight[0])
+        self.pool, self.in_flight, self.top_k, self.skip = pool, in_flight, top_k, skip
+        self.frames = len(in_flight[0]) if frames is None else frames
+        self.kept = list(range(self.frames - len(in_flight[0]), self.frames)) if kept is None else kept
         always = max(len(r.pages) for r in reaches) if span is None else span - top_k
         self.longest = always + top_k
+        self.counts = [len(r.pages) + min(top_k, len(r.choice_pages)) for r in reaches]
+        self.firsts = firsts or [0] * len(reaches)
+        whole = len(self.kept) == self.frames and not skip
         run = reaches[0].pages + in_flight[0]
-        full = len(reaches) == 1 and len(reaches[0].pages) == self.longest
+        full = len(reaches) == 1 and len(reaches[0].pages) == self.longest and whole
         self.sliced = slice(run[0], run[-1] + 1) if full and pool.sliceable and is_range(run) else None
-        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.masks: dict[int, Tensor | None] = {}
+        small = len(reaches) * (self.longest + self.frames) * pool.page_bytes <= keep
+        self.stays = small or not whole or top_k > 0 or not pool.sliceable
+        self.joined: Tensor | None = None
+        self.buffers: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self.masks: dict[tuple[str, int], Tensor | None] = {}
         if self.sliced is None:
-            device = pool.device
-            self.pages = padded([r.pages for r in reaches], always, 0, device)
-            self.positions = padded([r.positions for r in reaches], always, -1, device)
-            self.mask = self._mask(self.positions) if not top_k else None
-            if top_k:
-                most = max(top_k, *(len(r.choice_pages) for r in reaches))
-                self.choices = padded([r.choice_pages for r in reaches], most, 0, device)
-                self.choice_positions = padded([r.choice_positions for r in reaches], most, -1, device)
-                rows = [[pool.row(p) for p in r.choice_pages] for r in reaches]
-                self.choice_rows = padded(rows, most, 0, device)
+            self._index(reaches, always)
 
-    def layer(self, index: int) -> PagedLayer:
-        return PagedLayer(self, index)
+    def _index(self, reaches: list[Reach], always: int) -> None:
+        """Put the page numbers on the device."""
+        device, flight = self.pool.device, [] if self.stays else self.in_flight
+        rows = padded([r.pages for r in reaches], always, 0)
+        self.pages = upload(rows, device)
+        if flight:
+            self.joined = upload([[*a, *b] for a, b in zip(rows, flight, strict=True)], device)
+        self.padding = any(len(r.pages) < always for r in reaches)
+        self.positions = upload(padded([r.positions for r in reaches], always, -1), device)
+        if self.top_k:
+            most = max(self.top_k, *(len(r.choice_pages) for r in reaches))
+            self.choices = upload(padded([r.choice_pages for r in reaches], most, 0), device)
+            self.choice_positions = upload(padded([r.choice_positions for r in reaches], most, -1), device)
+            means = [[self.pool.row(p) for p in r.choice_pages] for r in reaches]
+            self.choice_rows = upload(padded(means, most, 0), device)
+            self.padding = self.padding or min(self.counts) < self.longest
+
+    def layer(self, index: int, stream: str = "self") -> PagedLayer:
+        return PagedLayer(self, index, stream)
+
+    def rotary(self, relative: bool, device: torch.device) -> Tensor:
+        """Positions of the block's frames, [N, F]: in the world, or counted from the start of what it sees."""
+        firsts = [c - self.skip for c in self.counts] if relative else self.firsts
+        return torch.stack([torch.arange(f, f + self.frames, device=device) for f in firsts])
+
+    def seen_positions(self, device: torch.device) -> Tensor:
+        """Positions [N, T + F] of all that a block sees, counted from its start; 0 on padding."""
+        count = self.longest + self.frames - self.skip
+        rows = [torch.arange(c - self.longest, c - self.longest + count, device=device) for c in self.counts]
+        return torch.stack(rows).clamp(min=0)
 
     def commit(self) -> None:
-        """Write the last pass's K/V of the block into its pages (already there where keys are a slice)."""
+        """Write the last pass's K/V of the block into its pages (already there where nothing was kept apart)."""
         pages = [page for row in self.in_flight for page in row]
-        start = self.longest * self.tokens
-        for layer, (keys, values) in self.buffers.items():
-            made = [x[:, start:].unflatten(1, (self.frames, self.tokens)).flatten(0, 1) for x in (keys, values)]
-            self.pool.write(layer, pages, *made)
+        rows = [f - self.skip for f in self.kept]
+        for (stream, layer), buffers in self.buffers.items():
+            tokens = self.tokens(stream)
+            own = [x[:, self.longest * tokens :].unflatten(1, (-1, tokens)) for x in buffers]
+            made = [x if len(rows) == self.frames else x[:, rows] for x in own]
+            self.pool.write(self.number(stream, layer), pages, *(x.flatten(0, 1) for x in made))
         self.pool.note_means(pages)
 
-    def gather(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def number(self, stream: str, layer: int) -> int:
+        """A layer's number in the pool."""
+        return self.pool.first_layer[stream] + layer
+
+    def tokens(self, stream: str) -> int:
+        return next(s.tokens for s in self.pool.streams if s.name == stream)
+
+    def gather(self, stream: str, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with room for the block at the end, [N, (T + F) S, h, d], read from the pool once."""
-        if layer not in self.buffers:
-            pages, self.masks[layer] = self._chosen(layer, queries) if self.top_k else (self.pages, self.mask)
-            self.buffers[layer] = self._joined(*self.pool.gather(layer, pages))
-        return self.buffers[layer]
+        name = (stream, layer)
+        if name not in self.buffers:
+            chooses = self.top_k and stream == "self"
+            pages, positions = self._chosen(layer, queries) if chooses else (self.pages, self.positions)
+            self.masks[name] = self.mask(positions, stream)
+            self.buffers[name] = self._joined(*self.pool.gather(self.number(stream, layer), pages))
+        return self.buffers[name]
+
+    def through_pages(self, stream: str, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the block into its pages and gather them behind the history: nothing is kept from pass to pass."""
+        assert self.joined is not None
+        number, tokens = self.number(stream, layer), self.tokens(stream)
+        pages = [page for row in self.in_flight for page in row]
+        made = [x.unflatten(1, (-1, tokens)).flatten(0, 1) for x in (keys, values)]
+        self.pool.write(number, pages, *made)
+        self.masks[stream, layer] = self.mask(self.positions, stream)
+        seen_keys, seen_values = self.pool.gather(number, self.joined)
+        return seen_keys.flatten(1, 2), seen_values.flatten(1, 2)
 
     def _joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The history [N, T, S, h, d] with room for the block behind it, head by head in memory."""
         n, _, s, h, d = keys.shape
-        made = [x.new_empty(n, h, (self.longest + self.frames) * s, d).transpose(1, 2) for x in (keys, values)]
+        size = (self.longest + self.frames - self.skip) * s
+        made = [x.new_empty(n, h, size, d).transpose(1, 2) for x in (keys, values)]
         for buffer, x in zip(made, (keys, values), strict=True):
             buffer[:, : self.longest * s] = x.flatten(1, 2)
         return made[0], made[1]
 
-    def _chosen(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor | None]:
-        """This layer's pages [N, T] in logical order, with the `top_k` best choices among them, and their mask."""
+    def _chosen(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """This layer's pages [N, T] in logical order, with the `top_k` best choices among them, and their positions."""
         means = self.pool.means[layer][self.choice_rows]
         scores = (queries.float().mean(1)[:, None] * means).sum((-2, -1))
         scores = scores.masked_fill(self.choice_positions < 0, -torch.inf)
@@ -89,38 +158,50 @@ class PagedView:
         positions = torch.cat([self.positions, self.choice_positions.gather(1, best)], dim=1)
         pages = torch.cat([self.pages, self.choices.gather(1, best)], dim=1)
         order = positions.sort(dim=1, stable=True).indices
-        return pages.gather(1, order), self._mask(positions.gather(1, order))
+        return pages.gather(1, order), positions.gather(1, order)
 
-    def _mask(self, positions: Tensor) -> Tensor | None:
+    def mask(self, positions: Tensor, stream: str) -> Tensor | None:
         """bool [N, 1, 1, (T + F) S], False on padding; None where there is none."""
-        seen = positions >= 0
-        if seen.all():
+        if not self.padding:
             return None
-        visible = torch.cat([seen, seen.new_ones(len(seen), self.frames)], dim=1)
-        return visible.repeat_interleave(self.tokens, dim=1)[:, None, None]
+        seen = positions >= 0
+        visible = torch.cat([seen, seen.new_ones(len(seen), self.frames - self.skip)], dim=1)
+        return visible.repeat_interleave(self.tokens(stream), dim=1)[:, None, None]
 
 
 class PagedLayer:
-    """One layer of a PagedView."""
+    """One layer of one stream of a PagedView."""
 
-    def __init__(self, view: PagedView, index: int):
-        self.view, self.index = view, index
+    def __init__(self, view: PagedView, index: int, stream: str):
+        self.view, self.index, self.stream = view, index, stream
+        self.kept = next(s for s in view.pool.streams if s.name == stream)
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> list[Group]:
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
         """Write the block's K/V behind its history; all queries see all of it (see engine.attention)."""
+        view = self.view
+        if turn and not self.kept.relative:
+            k = turn(k)
+        keys, values = self._seen(q, *(x[:, view.skip * self.kept.tokens :] for x in (k, v)))
+        if turn and self.kept.relative:
+            keys = turn(keys, view.seen_positions(keys.device))
+        return [Group(slice(None), keys, values, view.masks.get((self.stream, self.index)))]
+
+    def _seen(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """History and block, [N, (T + F) S, h, d]."""
         view = self.view
         if view.sliced:
             first, last = view.sliced.start, view.sliced.stop
-            keys, values = (x.flatten(0, 1)[None] for x in view.pool.range(self.index, first, last - first))
-            mask = None
+            number = view.number(self.stream, self.index)
+            keys, values = (x.flatten(0, 1)[None] for x in view.pool.range(number, first, last - first))
+        elif view.joined is not None:
+            return view.through_pages(self.stream, self.index, k, v)
         else:
-            keys, values = view.gather(self.index, q)
-            mask = view.masks[self.index]
+            keys, values = view.gather(self.stream, self.index, q)
         keys[:, -k.shape[1] :] = k
         values[:, -v.shape[1] :] = v
-        return [Group(slice(None), keys, values, mask)]
+        return keys, values
 
 
-def padded(rows: list[list[int]], width: int, blank: int, device: torch.device) -> Tensor:
-    """int64 [N, width]: rows filled up in front."""
-    return torch.tensor([[blank] * (width - len(row)) + row for row in rows], dtype=torch.int64, device=device)
+def padded(rows: list[list[int]], width: int, blank: int) -> list[list[int]]:
+    """Rows filled up in front."""
+    return [[blank] * (width - len(row)) + row for row in rows]

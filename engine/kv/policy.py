@@ -27,9 +27,15 @@ class Reach:
 
 @dataclass
 class PageTable:
-    """The pages of one world: committed ones by position, ascending, and those of the block in flight."""
+    """The pages of one world: committed ones by position, ascending, and those of the block in flight.
+
+    Attributes:
+        length: latent frames committed so far: the position of the next one.
+        origin: where the history begins: 0, unless what came before was given up.
+    """
 
     length: int = 0
+    origin: int = 0
     positions: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     in_flight: list[int] = field(default_factory=list)
@@ -37,7 +43,7 @@ class PageTable:
     def reach(self, policy: KVPolicy) -> Reach:
         """What the block at `length` may see."""
         where = dict(zip(self.positions, self.pages, strict=True))
-        always, choices = policy.visible(self.length), policy.choices(self.length)
+        always, choices = policy.visible(self.length, self.origin), policy.choices(self.length)
         return Reach(always, [where[p] for p in always], choices, [where[p] for p in choices])
 
     def commit(self, policy: KVPolicy) -> list[int]:
@@ -46,7 +52,11 @@ class PageTable:
         self.pages += self.in_flight
         self.length += len(self.in_flight)
         self.in_flight = []
-        seen = {*policy.visible(self.length), *policy.choices(self.length)}
+        return self.keep(policy)
+
+    def keep(self, policy: KVPolicy) -> list[int]:
+        """Drop the pages that no later block can see, and return them."""
+        seen = {*policy.visible(self.length, self.origin), *policy.choices(self.length)}
         rows = list(zip(self.positions, self.pages, strict=True))
         self.positions = [p for p, _ in rows if p in seen]
         self.pages = [page for p, page in rows if p in seen]
@@ -55,7 +65,7 @@ class PageTable:
     def outside(self, policy: KVPolicy) -> list[int]:
         """Places in the table of pages that have left the window and are no sinks: what may live on the host."""
         recent = 0 if policy.window is None else max(0, self.length - policy.window)
-        return [i for i, p in enumerate(self.positions) if policy.sink <= p < recent]
+        return [i for i, p in enumerate(self.positions) if self.origin + policy.sink <= p < recent]
 
     def copy(self) -> PageTable:
         """The same table in lists of its own."""

@@ -1,15 +1,16 @@
 """The KV pool: one allocation a layer, cut into pages of one latent frame, reference-counted.
 
-A page is written while its block is in flight and is immutable once it is committed, so worlds may share it. Pages
-from `HOST` on lie in host memory: what has left the window may wait there and come back by index.
+A page holds one latent frame in every layer of every stream of the model. It is written while its block is in flight
+and is immutable once it is committed, so worlds may share it. Pages from `HOST` on lie in host memory: what has left
+the window may wait there and come back by index.
 Legend: P pages, S tokens of a latent frame, h heads, d head width, N worlds, T pages of an index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ class PoolFull(ValueError):
 class Shelf:
     """Pages of all layers in one place, and how many hold each of them."""
 
-    def __init__(self, make: Callable[..., Pages], layers: int, num_pages: int):
-        self.layers: list[Pages] = [make(num_pages=num_pages) for _ in range(layers)]
+    def __init__(self, make: Callable[..., Pages], streams: Sequence[KVStream], num_pages: int):
+        self.layers: list[Pages] = [make(s, num_pages=num_pages) for s in streams for _ in range(s.layers)]
         self.counts = np.zeros(num_pages, np.int32)
 
     @property
@@ -49,10 +50,12 @@ class Shelf:
 
 
 class Pool:
-    """Keys and values of one stream, and who holds which page.
+    """Keys and values of a model's streams, and who holds which page.
+
+    Layers are numbered through all streams, one after the other: `first_layer` has where each begins.
 
     Args:
-        stream: layers, tokens, heads and head width.
+        streams: layers, tokens, heads and head width; the self-attention's first.
         capacity: pages that worlds may hold.
         dtype: the model's precision, which reading gives.
         slack: further pages, never admitted to, so that a sliding window mostly stays one ascending run.
@@ -64,7 +67,7 @@ class Pool:
 
     def __init__(
         self,
-        stream: KVStream,
+        streams: KVStream | Sequence[KVStream],
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -76,14 +79,18 @@ class Pool:
     ):
         if kv_dtype is not None and kv_dtype not in KV_DTYPES:
             raise ValueError(f"kv_dtype {kv_dtype!r}: expected None or one of {list(KV_DTYPES)}")
-        self.stream, self.dtype, self.device, self.kv_dtype = stream, dtype, device, kv_dtype
+        self.streams = (streams,) if isinstance(streams, KVStream) else tuple(streams)
+        stream = self.stream = self.streams[0]
+        starts = accumulate((s.layers for s in self.streams), initial=0)
+        self.first_layer = {s.name: start for s, start in zip(self.streams, starts, strict=False)}
+        self.dtype, self.device, self.kv_dtype = dtype, device, kv_dtype
         self.capacity, self.slack, self.host_capacity = capacity, slack, host
-        kind: Callable[..., Pages] = partial(PlainPages, stream, dtype=dtype)
+        kind: Callable[..., Pages] = partial(PlainPages, dtype=dtype)
         if kv_dtype is not None:
-            kind = partial(QuantisedPages, stream, dtype=dtype, code=KV_DTYPES[kv_dtype], per_channel=per_channel)
+            kind = partial(QuantisedPages, dtype=dtype, code=KV_DTYPES[kv_dtype], per_channel=per_channel)
         pinned = device.type == "cuda"
-        self.shelf = Shelf(partial(kind, device=device), stream.layers, capacity + slack)
-        self.host = Shelf(partial(kind, device=torch.device("cpu"), pin=pinned), stream.layers, host)
+        self.shelf = Shelf(partial(kind, device=device), self.streams, capacity + slack)
+        self.host = Shelf(partial(kind, device=torch.device("cpu"), pin=pinned), self.streams, host)
         self.summarise = summarise
         self.means = torch.zeros(stream.layers, self._rows if summarise else 0, stream.heads, stream.width).to(device)
         self.reserved = self.host_reserved = 0
@@ -205,13 +212,13 @@ class Pool:
 
     def write(self, layer: int, pages: list[int], keys: Tensor, values: Tensor) -> None:
         """Store keys and values [len(pages), S, h, d] of one layer."""
-        self.shelf.layers[layer].write(torch.tensor(pages, device=self.device), keys, values)
+        self.shelf.layers[layer].write(upload(pages, self.device), keys, values)
 
     def note_means(self, pages: list[int]) -> None:
         """Keep the mean keys of pages just written, if a policy chooses by them."""
         if self.summarise:
-            index = torch.tensor(pages, device=self.device)
-            for layer, store in enumerate(self.shelf.layers):
+            index = upload(pages, self.device)
+            for layer, store in enumerate(self.shelf.layers[: self.stream.layers]):
                 self.means[layer, index] = store.gather(index)[0].float().mean(1)
 
     def range(self, layer: int, first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -236,22 +243,24 @@ class Pool:
         return page if page < HOST else len(self.shelf.counts) + page - HOST
 
     def export(self, pages: list[int]) -> dict[str, Tensor]:
-        """What is stored of some pages, as it is stored: tensors [L, len(pages), ...] on the CPU."""
+        """What is stored of some pages, as it is stored: a tensor [layers, len(pages), ...] a stream, on the CPU."""
         made: dict[str, Tensor] = {}
-        for name in self.shelf.layers[0].raw():
-            rows = [torch.stack([self._stored(layer, name, p) for p in pages]) for layer in range(self.stream.layers)]
-            made[name] = torch.stack(rows).cpu()
+        for stream in self.streams if pages else ():
+            for name in self.shelf.layers[0].raw():
+                rows = [torch.stack([self._stored(layer, name, p) for p in pages]) for layer in layers_of(self, stream)]
+                made[f"{stream.name}.{name}"] = torch.stack(rows).cpu()
         if self.summarise:
             made["means"] = self.means[:, [self.row(p) for p in pages]].cpu()
         return made
 
     def load(self, pages: list[int], stored: dict[str, Tensor]) -> None:
         """Put exported tensors into pages of this pool, wherever those lie."""
-        for name in self.shelf.layers[0].raw():
-            for i, page in enumerate(pages):
-                shelf, place = self._place(page)
-                for layer, store in enumerate(shelf.layers):
-                    store.raw()[name][place] = stored[name][layer, i]
+        for stream in self.streams:
+            for name in self.shelf.layers[0].raw():
+                for i, page in enumerate(pages):
+                    shelf, place = self._place(page)
+                    for row, layer in enumerate(layers_of(self, stream)):
+                        shelf.layers[layer].raw()[name][place] = stored[f"{stream.name}.{name}"][row, i]
         if self.summarise:
             self.means[:, [self.row(p) for p in pages]] = stored["means"].to(self.device)
 
@@ -263,6 +272,18 @@ class Pool:
         return (self.shelf, page) if page < HOST else (self.host, page - HOST)
 
 
+def layers_of(pool: Pool, stream: KVStream) -> range:
+    """The numbers of a stream's layers in a pool."""
+    first = pool.first_layer[stream.name]
+    return range(first, first + stream.layers)
+
+
 def is_range(pages: list[int]) -> bool:
     """Whether the pages are one ascending run."""
     return all(b == a + 1 for a, b in pairwise(pages))
+
+
+def upload(rows: list, device: torch.device) -> Tensor:
+    """Integers on a device, int64; on CUDA from pinned memory, so that nobody waits for the copy."""
+    made = torch.tensor(rows, dtype=torch.int64)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made

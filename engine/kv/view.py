@@ -9,12 +9,21 @@ Legend: N worlds, F latent frames in flight, S tokens each, T visible keys, h he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine.kv.pool import is_range
 from engine.spec import KVPolicy
+
+
+class Turn(Protocol):
+    """Turns keys [N, F S, h, d] by their rotary positions."""
+
+    def __call__(self, keys: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Turned keys; of the block in flight by default, else of latent frames at integer positions [N, F]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,32 +50,39 @@ class CausalView:
 
     Args:
         policy: window and sinks.
-        tokens: S.
+        tokens: S; of each stream by name, where a model has several.
         block: frames that see one another.
         chunk: frames that share one group of keys; what some of them may not see is masked.
     """
 
     def __init__(
-        self, policy: KVPolicy, tokens: int, context: CausalView | None = None, block: int = 1, chunk: int = 2
+        self,
+        policy: KVPolicy,
+        tokens: int | dict[str, int],
+        context: CausalView | None = None,
+        block: int = 1,
+        chunk: int = 2,
     ):
         if policy.top_k:
             raise ValueError("a sequence without a cache has no top-k pages: give it a policy with top_k 0")
-        self.policy, self.tokens, self.context, self.block = policy, tokens, context, block
+        self.policy, self.context, self.block = policy, context, block
+        self.tokens = tokens if isinstance(tokens, dict) else {"self": tokens}
         self.chunk = block * max(1, chunk // block)
-        self.recorded: dict[int, tuple[Tensor, Tensor]] = {}
+        self.recorded: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.plans: dict[int, list[Plan]] = {}
+        self.masks: dict[tuple[int, int, int, int], Tensor | None] = {}
 
-    def layer(self, index: int) -> CausalLayer:
-        return CausalLayer(self, index)
+    def layer(self, index: int, stream: str = "self") -> CausalLayer:
+        return CausalLayer(self, index, stream)
 
-    def plan(self, frames: int, device: torch.device) -> list[Plan]:
+    def plan(self, frames: int) -> list[Plan]:
         """How `frames` frames are grouped; made once."""
         if frames not in self.plans:
             starts = range(0, frames, self.chunk)
-            self.plans[frames] = [self._plan(f, min(f + self.chunk, frames), device) for f in starts]
+            self.plans[frames] = [self._plan(f, min(f + self.chunk, frames)) for f in starts]
         return self.plans[frames]
 
-    def _plan(self, first: int, last: int, device: torch.device) -> Plan:
+    def _plan(self, first: int, last: int) -> Plan:
         history = sorted({p for f in range(first, last) for p in self.policy.visible(f // self.block * self.block)})
         if self.context is None:  # one copy: its own frames are history and block at once
             history = [p for p in history if p < first]
@@ -77,39 +93,55 @@ class CausalView:
             table[f - first, : len(history)] = torch.tensor([p in seen for p in history], dtype=torch.bool)
             own = [g in block or (self.context is None and g in seen) for g in range(first, last)]
             table[f - first, len(history) :] = torch.tensor(own)
-        mask = table.repeat_interleave(self.tokens, 0).repeat_interleave(self.tokens, 1)[None, None].to(device)
-        return Plan(slice(first * self.tokens, last * self.tokens), history, None if mask.all() else mask)
+        return Plan(first, last, history, table)
+
+    def mask(self, plan: Plan, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """A plan's table over tokens, of which a frame has so many; made once."""
+        name = (plan.first, plan.last, queries, keys)
+        if name not in self.masks:
+            mask = plan.table.repeat_interleave(queries, 0).repeat_interleave(keys, 1)[None, None]
+            self.masks[name] = None if plan.table.all() else mask.to(device)
+        return self.masks[name]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One chunk of a sequence: its rows, the frames of history it may see, and the mask over both."""
+    """One chunk of a sequence: frames first .. last - 1, the history they may see, and who sees what of both."""
 
-    rows: slice
+    first: int
+    last: int
     history: list[int]
-    mask: Tensor | None
+    table: Tensor
 
 
 class CausalLayer:
-    """One layer of a CausalView."""
+    """One layer of one stream of a CausalView."""
 
-    def __init__(self, view: CausalView, index: int):
-        self.view, self.index = view, index
+    def __init__(self, view: CausalView, index: int, stream: str):
+        self.view, self.name, self.tokens = view, (stream, index), view.tokens[stream]
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> list[Group]:
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
         """See engine.attention."""
-        view = self.view
+        view, s = self.view, self.tokens
+        k = turn(k) if turn else k
         if view.context is None:
-            view.recorded[self.index] = (k, v)
-        past = view.context.recorded[self.index] if view.context else (k, v)
-        plans = view.plan(k.shape[1] // view.tokens, k.device)
-        return [Group(p.rows, self._join(past[0], k, p), self._join(past[1], v, p), p.mask) for p in plans]
+            view.recorded[self.name] = (k, v)
+        past = view.context.recorded[self.name] if view.context else (k, v)
+        frames = k.shape[1] // s
+        per_frame = q.shape[1] // frames
+        groups = []
+        for plan in view.plan(frames):
+            keys, values = (self._join(old, new, plan) for old, new in zip(past, (k, v), strict=True))
+            queries = slice(plan.first * per_frame, plan.last * per_frame)
+            groups.append(Group(queries, keys, values, view.mask(plan, per_frame, s, k.device)))
+        return groups
 
     def _join(self, past: Tensor, own: Tensor, plan: Plan) -> Tensor:
         """The chunk's visible frames of `past`, then the chunk itself: [N, T, h, d]."""
-        if not plan.history:
-            return own[:, plan.rows]
-        s, h = self.view.tokens, plan.history
+        s, h = self.tokens, plan.history
+        rows = own[:, plan.first * s : plan.last * s]
+        if not h:
+            return rows
         cut = slice(h[0] * s, (h[-1] + 1) * s)
         seen = past[:, cut] if is_range(h) else past.unflatten(1, (-1, s))[:, h].flatten(1, 2)
-        return torch.cat([seen, own[:, plan.rows]], dim=1)
+        return torch.cat([seen, rows], dim=1)

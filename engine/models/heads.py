@@ -32,11 +32,13 @@ class Heads(nn.Module):
     """Reward, end and variable heads over one trunk.
 
     Attributes:
+        hidden: width of the head state.
         reward_scale: (mean, spread) of rewards in the data, so that the linear layers work near one.
     """
 
     def __init__(self, spec: WorldSpec, hidden: int = 256):
         super().__init__()
+        self.hidden = hidden
         self.reward_scale: Tensor
         width, num_variables = spec.denoiser.width, len(spec.variables)
         self.num_variables = num_variables
@@ -70,3 +72,18 @@ class Heads(nn.Module):
         logit, reward = self.end(joined).float().unbind(-1)
         mean, spread = self.reward_scale.float()
         return logit, reward * spread + mean
+
+
+class Silent(nn.Module):
+    """Heads of a model that has none: no reward, no end, no variables. Answers as `Heads` does."""
+
+    hidden = 0
+
+    def summarise(self, features: Tensor) -> Tensor:
+        return features.new_zeros(len(features), 0)
+
+    def now(self, state: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return torch.zeros(len(state)), []
+
+    def next(self, state: Tensor, variables: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full((len(state),), -torch.inf), torch.zeros(len(state))

@@ -2,7 +2,8 @@
 
 Squared error washes away what is small, and PSNR does not notice. So the absolute error and its Laplacian are
 weighted, per pixel, by motion (what changed since the frame before), by local detail, and by how rare the pixel's
-colour is in the data: a fireball is all three. Knows data, fit and the codec; does not know the denoiser.
+colour is in the data: a fireball is all three. A discriminator may sharpen what these leave blurred. Knows data, fit
+and the codec; does not know the denoiser.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.codecs.autoencoder import AutoEncoder, to_frames, to_signal
 from engine.training.data import Shards
+from engine.training.discriminator import Adversary, balance
 from engine.training.fit import FitConfig, Metrics, fit
 from engine.training.precision import autocast
 from engine.training.rarity import ColourRarity
@@ -29,6 +31,10 @@ class CodecConfig:
 
     Attributes:
         freeze_encoder: train the decoder alone: latents, and a denoiser of them, stay what they are.
+        adversarial: the discriminator's gradient as a share of the other terms' at the decoder's last layer; 0 is
+            none, and no discriminator is made.
+        adversarial_after: steps for which the discriminator learns and the decoder does not hear it yet.
+        matching: weight of feature matching within the adversarial term.
     """
 
     channels: int = 16
@@ -41,7 +47,15 @@ class CodecConfig:
     laplacian: float = 1.0
     squared: float = 2.0
     freeze_encoder: bool = False
+    adversarial: float = 0.0
+    adversarial_after: int = 100
+    matching: float = 0.0
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=6_000, batch=16, lr=6e-4, ema=0.99))
+
+    def __post_init__(self) -> None:
+        for name in ("adversarial", "adversarial_after", "matching"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"codec.{name} {getattr(self, name)}: expected a finite number of at least 0")
 
 
 LAPLACE = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]]) / 4
@@ -100,34 +114,69 @@ def train_codec(
     codec = start or AutoEncoder(config.channels, config.widths, config.depth)
     codec.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     codec.encoder.requires_grad_(not config.freeze_encoder)
+    adversary = Adversary(device, matching=config.matching) if config.adversarial else None
 
     def loss(module: AutoEncoder, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
         frames, before = (torch.from_numpy(x).to(device) for x in sample_pairs(shards, rows, rng, config.fit.batch))
-        return codec_loss(module, frames, before, rarity, config)
+        share = config.adversarial if step >= config.adversarial_after else 0.0
+        return codec_loss(module, frames, before, rarity, config, adversary, share)
 
     def validate(average: AutoEncoder, step: int) -> Metrics:
         return codec_report(average, torch.from_numpy(test[0]).to(device), folder / f"codec-{step:06d}.png")
 
-    return fit("codec", codec, loss, validate, config.fit, folder)
+    return fit("codec", codec, loss, validate, config.fit, folder, adversary)
 
 
-def codec_loss(codec: AutoEncoder, frames: Tensor, before: Tensor, rarity: ColourRarity, config: CodecConfig):
-    """The weighted loss and the plain squared error. A colour is rare where it is, and where it was made up."""
+def codec_loss(
+    codec: AutoEncoder,
+    frames: Tensor,
+    before: Tensor,
+    rarity: ColourRarity,
+    config: CodecConfig,
+    adversary: Adversary | None = None,
+    share: float = 0.0,
+) -> tuple[Tensor, Metrics]:
+    """The weighted loss and the plain squared error; an adversary learns from the same frames.
+
+    Args:
+        share: the length of the adversary's gradient against the weighted loss's; 0 leaves it out of the loss.
+    """
     now, past = to_signal(frames, torch.float32), to_signal(before, torch.float32)
+    out = noisy_reconstruction(codec, now, config)
+    total = pixel_loss(out, now, past, rarity, config)
+    metrics = {"mse": float((out.detach() - now).square().mean())}
+    if adversary is not None:
+        metrics["discriminator"] = adversary.learn(now, out)
+        if share:
+            term = adversary.term(now, out)
+            total = total + share * balance(total, term, last_weight(codec)) * term
+    return total, metrics
+
+
+def noisy_reconstruction(codec: AutoEncoder, now: Tensor, config: CodecConfig) -> Tensor:
+    """Signal [B, 3, H, W] -> the same through the codec, its latents moved by a little noise."""
     with autocast(now.device):
         z = codec.encoder(now).float()
         if not config.freeze_encoder:
             track_statistics(codec, z)
         z = z + config.latent_noise * codec.std[:, None, None] * torch.randn_like(z)
-        out = codec.decoder(z).float()
+        return codec.decoder(z).float()
+
+
+def pixel_loss(out: Tensor, now: Tensor, past: Tensor, rarity: ColourRarity, config: CodecConfig) -> Tensor:
+    """Weighted errors of `out` and of its Laplacian. A colour is rare where it is, and where it was made up."""
     error = out - now
-    rare = torch.maximum(rarity(frames), rarity(to_frames(out.detach())))
+    rare = torch.maximum(rarity(to_frames(now)), rarity(to_frames(out.detach())))
     weights = pixel_weights(now, past, rare, config)
     absolute = (weights * error.abs()).mean()
     edges = (weights * laplacian(error).abs()).mean()
     squared = (weights * error.square()).mean()
-    total = absolute + config.laplacian * edges + config.squared * squared
-    return total, {"mse": float(error.detach().square().mean())}
+    return absolute + config.laplacian * edges + config.squared * squared
+
+
+def last_weight(codec: AutoEncoder) -> Tensor:
+    """The weight of the decoder's last convolution: where gradients of two losses are compared."""
+    return next(layer.weight for layer in reversed(codec.decoder.layers) if isinstance(layer, nn.Conv2d))
 
 
 @torch.no_grad()

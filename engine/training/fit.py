@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,14 @@ from tqdm import tqdm
 
 Metrics = dict[str, float]
 M = TypeVar("M", bound=nn.Module)
+
+
+class Companion(Protocol):
+    """What learns beside the module, in steps of its own within the loss: a discriminator and its optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ def fit(
     validate: Callable[[M, int], Metrics],
     config: FitConfig,
     folder: Path,
+    companion: Companion | None = None,
 ) -> M:
     """Train `module` and return its averaged copy, in eval mode.
 
@@ -102,12 +111,13 @@ def fit(
         name: the stage; the checkpoint is `folder/name.pt`, the log `folder/name.jsonl`.
         loss: (module, rng of this step, step) -> scalar loss and numbers to log.
         validate: (averaged module, step) -> numbers to log; may draw sheets.
+        companion: what else the loss trains; kept in the same checkpoint.
     """
     average = copy.deepcopy(module).eval().requires_grad_(False)
     optimizers = make_optimizers(module, config)
     path, step = folder / f"{name}.pt", 0
     if path.exists():
-        step = restore(path, module, average, optimizers)
+        step = restore(path, module, average, optimizers, companion)
     saved = time.monotonic()
     with tqdm(total=config.steps, initial=step, desc=name, unit="it", dynamic_ncols=True) as bar:
         while step < config.steps:
@@ -118,7 +128,7 @@ def fit(
             bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items()}, refresh=False)
             due = step % config.validate_every == 0 or step == config.steps
             if due or time.monotonic() - saved > config.every:
-                save(path, snapshot(module, average, optimizers, step))
+                save(path, snapshot(module, average, optimizers, step, companion))
                 saved = time.monotonic()
             if due:
                 report(folder / f"{name}.jsonl", bar, {"step": step, **metrics, **validate(average, step)})
@@ -145,20 +155,36 @@ def train_step(module, loss, optimizers, config: FitConfig, step: int) -> Metric
     return {"loss": float(value.detach()), **metrics}
 
 
-def snapshot(module: nn.Module, average: nn.Module, optimizers: list, step: int) -> dict:
-    return {
+def snapshot(
+    module: nn.Module, average: nn.Module, optimizers: list, step: int, companion: Companion | None = None
+) -> dict:
+    state = {
         "step": step,
         "module": module.state_dict(),
         "average": average.state_dict(),
         "optimizers": [o.state_dict() for o in optimizers],
     }
+    return state if companion is None else {**state, "companion": companion.state_dict()}
 
 
-def restore(path: Path, module: nn.Module, average: nn.Module, optimizers: list) -> int:
-    """Load a checkpoint into everything that trains; return its step."""
+def restore(
+    path: Path, module: nn.Module, average: nn.Module, optimizers: list, companion: Companion | None = None
+) -> int:
+    """Load a checkpoint into everything that trains; return its step.
+
+    Raises:
+        ValueError: the checkpoint is of another model, or of one with or without a companion.
+    """
     state = torch.load(path, weights_only=True, map_location="cpu")
+    if ("companion" in state) != (companion is not None):
+        had = "a" if "companion" in state else "no"
+        raise ValueError(
+            f"{path} was trained with {had} companion (a discriminator): choose another --out, or its settings"
+        )
     try:
         module.load_state_dict(state["module"])
+        if companion is not None:
+            companion.load_state_dict(state["companion"])
     except RuntimeError as error:
         raise ValueError(
             f"{path} was trained with another model: choose another --out, or its settings ({error})"

@@ -1,0 +1,240 @@
+"""Runner: runs passes over blocks of worlds and keeps what becomes history. The one loop of the engine is here.
+
+Besides a step's passes it commits what was given from outside (`prefix`), passes the window's clean latents once more
+when a model wants that of a new prompt (`rewrite`), and begins a history anew from its last latents (`restart`). It
+knows no formulas: those are in schedule.py. Holds the model and the pool; a world is the caller's value.
+
+Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V variables, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.conditioning import Condition, Context
+from engine.kv.paged import PagedView
+from engine.kv.policy import PageTable, Reach
+from engine.kv.pool import Pool
+from engine.model import WorldModel
+from engine.schedule import Pass
+from engine.spec import KVPolicy
+from engine.world import World
+
+# Noise keys of real blocks count down from here.
+REAL = -1
+# Worlds without a window run together where their attention rounds up to as many pages.
+BUCKET = 16
+
+
+class Runner:
+    """Runs worlds of one model on one pool.
+
+    Args:
+        exact: pad histories so that a world's numbers do not depend on the worlds beside it.
+        offload: send pages that have left the window to the host.
+    """
+
+    def __init__(self, model: WorldModel, pool: Pool, policy: KVPolicy, exact: bool, offload: bool):
+        self.model, self.pool, self.policy, self.exact, self.offload = model, pool, policy, exact, offload
+        self.spec, self.device = model.spec, model.device
+        self.rollout = model.spec.rollout
+        self.kept_latents = kept_latents(model, policy)
+
+    def run(
+        self,
+        worlds: list[World],
+        passes: Sequence[Pass],
+        latents: Tensor,
+        condition: Condition,
+        block: int | None = None,
+    ) -> Tensor:
+        """Run the passes over one block of each world and commit it; return the clean latents [N, F, C, H, W].
+
+        Args:
+            block: keys the noise; by default each world's own count.
+        """
+        view = self._begin(worlds, latents.shape[1])
+        positions = view.rotary(self.spec.stream.relative, self.device)
+        for draw, step in enumerate(passes, start=1):
+            shown = latents
+            if step.enter:
+                shown = step.enter(latents, self.noise(worlds, draw, latents.shape[1:], block))
+            times = torch.full(latents.shape[:2], step.level, device=self.device)
+            prediction, features = self.model.denoiser(shown, times, positions, condition, view)
+            if step.update:
+                latents = step.update(shown, prediction.float())
+            if step.commit:
+                self._commit(worlds, view, latents, features)
+        return latents
+
+    def noise(self, worlds: list[World], draw: int, shape: torch.Size | tuple[int, ...], block: int | None = None):
+        """Normal float32 [N, *shape] for pass `draw` of each world's block, on the model's device."""
+        drawn = [w.noise.latent(w.block if block is None else block, draw, tuple(shape)) for w in worlds]
+        return send(torch.stack(drawn), self.device)
+
+    def span(self, world: World) -> int:
+        """Pages of history that a world's attention is padded to."""
+        length = world.table.length - world.table.origin
+        return self.policy.span if self.policy.span is not None else -(-max(1, length) // BUCKET) * BUCKET
+
+    def condition(self, worlds: list[World], actions: Tensor, variables: Tensor) -> Condition:
+        """Actions and variables of all worlds, [N, F, ...], with what their contexts add at their next positions."""
+        contexts = [w.context for w in worlds if w.context is not None]
+        frames, layers = actions.shape[1], Context.stack(contexts) if contexts else ()
+        shown = [c.beside for c in contexts if c.beside is not None]
+        beside = None
+        if shown:
+            starts = [w.table.length for w in worlds]
+            beside = torch.stack([channels(x, s, frames) for x, s in zip(shown, starts, strict=True)])
+        return Condition(send(actions, self.device), send(variables, self.device), layers, beside)
+
+    def prefix(
+        self, world: World, latents: Tensor, actions: Tensor, variables: Tensor, step: Pass, size: int | None = None
+    ) -> None:
+        """Commit given latents [K, C, h, w] as history, block by block.
+
+        Args:
+            actions, variables: of each latent frame, [K, ...].
+            step: the pass that commits.
+            size: latent frames of every block but, by the spec, a world's first.
+        """
+        k = 0
+        while k < len(latents):
+            count = size or self.spec.block_at(world.table.length)
+            block = slice(k, k + count)
+            condition = self.condition([world], actions[None, block], variables[None, block])
+            # Real blocks are keyed by their place in history, from the far end of the counter, so that their noise
+            # is no dreamed block's.
+            self.run([world], [step], latents[None, block], condition, REAL - world.table.length)
+            k += count
+
+    def rewrite(self, world: World, step: Pass) -> None:
+        """Pass the window's clean latents once more under the world's context, all seeing each other (LongLive).
+
+        The sinks keep what they were, and the window's oldest frames, for which they stand, are not seen; unless the
+        history is no longer than the window, or the rollout says "all": then the window's first frames are the sinks
+        from now on.
+        """
+        table, latents = world.table, world.latents
+        if not table.length or latents is None:
+            return
+        start = table.length - len(latents)
+        whole = start <= table.origin or (self.rollout is not None and self.rollout.rewrite == "all")
+        skip = 0 if whole else self.policy.sink
+        sinks = [] if whole else list(zip(table.positions, table.pages, strict=True))[:skip]
+        self.pool.release([page for page in table.pages if page not in {p for _, p in sinks}])
+        table.origin = start if whole else table.origin
+        seen = [p for p in self.policy.visible(table.length, table.origin) if p >= start + skip]
+        table.in_flight = self.pool.allocate(len(seen))
+        reach = Reach([p for p, _ in sinks], [page for _, page in sinks], [], [])
+        frames, kept = len(latents), [p - start for p in seen]
+        view = PagedView(self.pool, [reach], [table.in_flight], [start], frames=frames, kept=kept, skip=skip)
+        condition = self.condition([world], torch.zeros(1, frames, 0), torch.zeros(1, frames, 0))
+        times = torch.full((1, frames), step.level, device=self.device)
+        positions = view.rotary(self.spec.stream.relative, self.device)
+        self.model.denoiser(latents[None], times, positions, condition, view)
+        view.commit()
+        table.positions, table.pages = reach.positions + seen, reach.pages + table.in_flight
+        table.in_flight = []
+
+    def restart(self, world: World, step: Pass) -> None:
+        """Begin the history anew from the world's last latents, of which the first is a picture again (CausVid).
+
+        A video codec's first latent stands for one frame, so the frame where the overlap begins is encoded alone.
+        Positions count from 0 again; decoding goes on from the overlap's latents.
+        """
+        assert self.rollout is not None
+        assert self.rollout.restart is not None
+        assert world.latents is not None
+        assert world.tail is not None
+        overlap = self.rollout.restart[1]
+        first, _ = self.model.codec.encode(world.tail[None, :1])
+        latents = torch.cat([first[0].float(), world.latents[len(world.latents) - overlap + 1 :]])
+        self.pool.release(world.table.pages)
+        world.table, world.latents = PageTable(), None
+        none = torch.zeros(overlap, 0)
+        self.prefix(world, latents, none, none, step, self.spec.block)
+        world.codec_state = None
+        self.decode([world], latents[None])
+
+    def decode(self, worlds: list[World], latents: Tensor) -> Tensor | list[Tensor]:
+        """Frames uint8 [N, T, H, W, 3], or N of [T, H, W, 3] where T differs; streaming states move on."""
+        frames, states = self.model.codec.decode(latents, [w.codec_state for w in worlds])
+        for world, state, made in zip(worlds, states or [None] * len(worlds), frames, strict=True):
+            world.codec_state = state
+            if self.rollout and self.rollout.restart:
+                world.tail = made if world.tail is None else torch.cat([world.tail, made])
+                world.tail = world.tail[-self.spec.frames_upto(self.rollout.restart[1]) :]
+        return frames
+
+    def _begin(self, worlds: list[World], frames: int) -> PagedView:
+        for world in worlds:
+            last = world.table.pages[-1] if world.table.pages else -1
+            world.table.in_flight = self.pool.allocate(frames, after=last)
+        reaches = [w.table.reach(self.policy) for w in worlds]
+        span = self.span(worlds[0]) if self.exact else None
+        firsts = [w.table.length for w in worlds]
+        return PagedView(self.pool, reaches, [w.table.in_flight for w in worlds], firsts, self.policy.top_k, span)
+
+    def _commit(self, worlds: list[World], view: PagedView, latents: Tensor, features: Tensor) -> None:
+        view.commit()
+        states = self.model.heads.summarise(features[:, -1])
+        for world, clean, state in zip(worlds, latents, states, strict=True):
+            self.pool.release(world.table.commit(self.policy))
+            self._offload(world)
+            past = clean if world.latents is None else torch.cat([world.latents, clean])
+            world.latents, world.head_state = past[-self.kept_latents :] if self.kept_latents else past, state
+
+    def _offload(self, world: World) -> None:
+        """Send a world's pages that have left the window to the host, where the engine was opened so."""
+        if self.offload:
+            for i in world.table.outside(self.policy):
+                world.table.pages[i] = self.pool.offload(world.table.pages[i])
+
+
+def kept_latents(model: WorldModel, policy: KVPolicy) -> int:
+    """How many clean latents a world keeps: its last block, or those that a rollout passes again; 0 for all."""
+    spec = model.spec
+    if spec.rollout and spec.rollout.rewrite:
+        return 0 if policy.window is None else policy.sink + policy.window + spec.block
+    return max(spec.block, spec.rollout.restart[1] if spec.rollout and spec.rollout.restart else 0)
+
+
+def channels(beside: Tensor, start: int, frames: int) -> Tensor:
+    """Channels of latent frames start .. start + frames - 1, of [K, c, h, w]; the last goes on for ever."""
+    last = len(beside) - 1
+    return torch.stack([beside[min(f, last)] for f in range(start, start + frames)])
+
+
+def action_windows(tail: np.ndarray, actions: np.ndarray, spec_frames: int, length: int, count: int, ratio: int):
+    """The pixel frames' actions that each latent frame of a block is shown (Matrix-Game 2).
+
+    Latent frame f sees those of frames ratio f - W .. ratio f - 1, clamped to frame 0: not those of its own last frame.
+
+    Args:
+        tail: encoded actions of the last frames before the block, [K, A], K >= W or all there were.
+        actions: of the block's own frames, [P, A].
+        spec_frames: W.
+        length: position of the block's first latent frame.
+        count: latent frames of the block.
+        ratio: frames of a latent frame.
+
+    Returns:
+        float32 [count, W, A].
+    """
+    known = np.concatenate([tail, actions])
+    before = max(0, 1 + (length - 1) * ratio) if length else 0
+    first = before - len(tail)  # the frame that row 0 of `known` is of
+    frames = ratio * np.arange(length, length + count)[:, None] + np.arange(-spec_frames, 0)
+    return known[np.maximum(frames, 0) - first]
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; on CUDA from pinned memory, so that nobody waits for the copy."""
+    if device.type != "cuda" or x.device == device:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
