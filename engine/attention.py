@@ -7,14 +7,14 @@ T visible keys, h heads, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kv.view import Group, Turn
+from engine.kv.view import Group, PagedGroup, Turn
 
 Kernel = Callable[[Tensor, Group], Tensor]
 
@@ -22,7 +22,7 @@ Kernel = Callable[[Tensor, Group], Tensor]
 class LayerView(Protocol):
     """One layer's window on the history."""
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> Sequence[Group | PagedGroup]:
         """Join the block's keys and values [N, S, h, d] to the history that its queries may see.
 
         Args:
@@ -45,7 +45,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, view: LayerView, turn: Turn | None =
             read, where a model wants positions counted from the window's start. None: the model turned them.
     """
     kernel = choose_kernel(q)
-    parts = [kernel(q[:, g.queries], g) for g in view.extend(q, k, v, turn)]
+    parts = [
+        g.run(q[:, g.queries]) if isinstance(g, PagedGroup) else kernel(q[:, g.queries], g)
+        for g in view.extend(q, k, v, turn)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -77,6 +80,7 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor, view: LayerView) -> Tensor
     """The same as `attend`, written out query by query: softmax(q k^T / sqrt(d)) v."""
     parts = []
     for group in view.extend(q, k, v):
+        assert isinstance(group, Group), "the reference reads gathered keys"
         scores = torch.einsum("bshd,bthd->bhst", q[:, group.queries], group.keys) / q.shape[-1] ** 0.5
         if group.mask is not None:
             scores = scores.masked_fill(~group.mask, -torch.inf)

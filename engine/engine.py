@@ -23,8 +23,9 @@ from engine.conditioning import Condition, Context
 from engine.hardware import set_threads
 from engine.invariance import invariant
 from engine.kv.policy import PageTable
-from engine.kv.pool import Pool
+from engine.kv.pool import KV_DTYPES, Pool
 from engine.model import WorldModel
+from engine.paged_attention import choose
 from engine.runner import Runner, action_windows
 from engine.schedule import Pass, commit, flow, renoise
 from engine.snapshot import pack, read_file, revive, unpack, write_file
@@ -34,6 +35,8 @@ from engine.world import Block, Start, World
 # Windows' worth of pages beyond what the worlds can hold: one in SLACK steps gathers, the others slice. Not where
 # they would take more than SLACK_BYTES.
 SLACK, SLACK_BYTES = 7, 1 << 28
+# Tokens of a page up to which a paged kernel is taken: larger ones fill a dense kernel, which is faster.
+SMALL_PAGE = 256
 # Pages a world with an unlimited window is admitted with.
 FULL_HISTORY = 1_024
 
@@ -50,6 +53,8 @@ class Engine:
             many worlds, and then agrees to rounding.
         kv_dtype: how the pool stores pages: None as computed, "int8" or "fp8".
         offload: keep pages that have left the window in host memory (with a policy that still wants them).
+        paged: on CUDA, read pages in place by a paged kernel where there is one, instead of gathering them; by default
+            where pages are small. Kernels differ in rounding, so this does not depend on how many worlds there are.
 
     Raises:
         ValueError: num_steps or max_worlds is below 1, or kv_dtype is unknown.
@@ -64,6 +69,7 @@ class Engine:
         deterministic: bool = True,
         kv_dtype: str | None = None,
         offload: bool = False,
+        paged: bool | None = None,
     ):
         spec = model.spec
         if max_worlds < 1:
@@ -84,7 +90,11 @@ class Engine:
             host=max_worlds * self.need_host,
             summarise=self.policy.top_k > 0,
         )
-        self.runner = Runner(self.model, pool, self.policy, deterministic, self.need_host > 0)
+        kernel = None
+        if paged if paged is not None else spec.stream.tokens <= SMALL_PAGE:
+            code = KV_DTYPES[kv_dtype] if kv_dtype else None
+            kernel = choose(model.device, model.dtype, spec.stream.width, spec.stream.tokens, code)
+        self.runner = Runner(self.model, pool, self.policy, deterministic, self.need_host > 0, kernel)
 
     @property
     def pool(self) -> Pool:

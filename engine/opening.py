@@ -6,14 +6,16 @@ and in `base`, under the names that their repositories give them. Every shape is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
 from engine.checkpoints import fill, merged, open_denoiser, open_tensors, read_lora, unused_norms, wan_spec_of
-from engine.checkpoints.places import LORAS, locate
+from engine.checkpoints.formats import SUFFIXES
+from engine.checkpoints.places import HUB_ID, LORAS, locate
 from engine.codecs.preview import Preview
 from engine.codecs.taehv import taehv_of
 from engine.codecs.wan_vae_layout import diffusers_names, vae_of
@@ -25,7 +27,7 @@ from engine.loading import check_device, check_dtype, load_world
 from engine.model import Codec, WorldModel
 from engine.models.heads import Silent
 from engine.models.wan import WanDiT
-from engine.presets import Preset
+from engine.presets import PRESETS, Preset
 from engine.presets import preset as named
 from engine.published import WanSpec, WanVaeSpec
 from engine.spec import ActionSpec, BinaryActions, ContinuousActions, DictActions, TextActions, WorldSpec
@@ -102,24 +104,39 @@ def load(
     Raises:
         ValueError: the source, weights, device or an argument is not what it should be.
     """
+    own = (Path(source) / "world.json").is_file()
+    if own and (preset is not None or extras):
+        given = [*(["preset"] if preset is not None else []), *extras]
+        raise ValueError(f"{source} is a world folder, whose card says all: leave out {', '.join(given)}")
+    if own or (preset is None and not looks_published(source)):
+        return load_world(source, device, dtype)
     if preset is None:
-        if (Path(source) / "world.json").is_file() or (Path(source).is_dir() and not any(Path(source).iterdir())):
-            return load_world(source, device, dtype)
-        if not looks_published(source):
-            return load_world(source, device, dtype)
         raise ValueError(
-            f"{source} is a published checkpoint: say how it is run with preset=..., one of those in engine.PRESETS"
+            f"{source} is a published checkpoint: say how it is run with preset=..., one of engine.PRESETS "
+            f"({', '.join(PRESETS)})"
         )
     chosen = named(preset) if isinstance(preset, str) else preset
-    return open_published(source, chosen, check_device(device), check_dtype(dtype), Extras(**extras))
+    return open_published(source, chosen, check_device(device), check_dtype(dtype), extras_of(extras))
 
 
 def looks_published(source: str | Path) -> bool:
-    """Whether a source without world.json might be a checkpoint: a file, or a folder with weights in it."""
+    """Whether a source without world.json might be a checkpoint: a file, a folder with weights in it, or a hub id."""
     path = Path(source)
     if path.is_dir():
-        return any(path.rglob("*.safetensors")) or any(path.rglob("*.pt")) or any(path.rglob("*.pth"))
-    return path.is_file() or (not path.exists() and "/" in str(source) and not str(source).startswith(("/", ".")))
+        return any(path.rglob(f"*{suffix}") for suffix in SUFFIXES)
+    hub = HUB_ID.fullmatch(str(source))
+    return path.is_file() or bool(hub and (hub["scheme"] or not Path(path.parts[0]).is_dir()))
+
+
+def extras_of(given: Mapping[str, object]) -> Extras:
+    """Raises ValueError on a name that is none of `Extras`."""
+    known = [f.name for f in fields(Extras) if f.repr]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"argument {name!r}: expected one of {', '.join(known)}.{hint}")
+    return Extras(**given)  # type: ignore[arg-type]
 
 
 def open_published(

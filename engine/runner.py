@@ -20,6 +20,7 @@ from engine.kv.paged import PagedView
 from engine.kv.policy import PageTable, Reach
 from engine.kv.pool import Pool
 from engine.model import WorldModel
+from engine.paged_attention import PagedKernel
 from engine.schedule import Pass
 from engine.spec import KVPolicy
 from engine.world import World
@@ -34,11 +35,21 @@ class Runner:
     """Runs worlds of one model on one pool.
 
     Args:
+        kernel: reads pages in place, where there is one for the device (see engine.paged_attention).
         exact: pad histories so that a world's numbers do not depend on the worlds beside it.
         offload: send pages that have left the window to the host.
     """
 
-    def __init__(self, model: WorldModel, pool: Pool, policy: KVPolicy, exact: bool, offload: bool):
+    def __init__(
+        self,
+        model: WorldModel,
+        pool: Pool,
+        policy: KVPolicy,
+        exact: bool,
+        offload: bool,
+        kernel: PagedKernel | None = None,
+    ):
+        self.kernel = kernel
         self.model, self.pool, self.policy, self.exact, self.offload = model, pool, policy, exact, offload
         self.spec, self.device = model.spec, model.device
         self.rollout = model.spec.rollout
@@ -178,7 +189,8 @@ class Runner:
         reaches = [w.table.reach(self.policy) for w in worlds]
         span = self.span(worlds[0]) if self.exact else None
         firsts = [w.table.length for w in worlds]
-        return PagedView(self.pool, reaches, [w.table.in_flight for w in worlds], firsts, self.policy.top_k, span)
+        flight = [w.table.in_flight for w in worlds]
+        return PagedView(self.pool, reaches, flight, firsts, self.policy.top_k, span, kernel=self.kernel)
 
     def _commit(self, worlds: list[World], view: PagedView, latents: Tensor, features: Tensor) -> None:
         view.commit()

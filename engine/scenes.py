@@ -98,9 +98,7 @@ def encode(sim: Engine, clip: Tensor) -> Tensor:
     """
     codec = sim.given.codec
     if not isinstance(codec, WanVae):
-        raise ValueError(
-            "pictures need the codec that the model was trained with: open the world with codec='vae'"
-        )
+        raise ValueError("pictures need the codec that the model was trained with: open the world with codec='vae'")
     made, _ = codec.encode_signal(clip[None].to(sim.given.device))
     assert isinstance(made, Tensor)
     return made

@@ -10,12 +10,15 @@ import torch
 
 from engine import Condition, Engine, KVPolicy, PoolFull, Start
 from engine.attention import attend, attend_dense, attend_fused, attend_reference
+from engine.kv.ahead import Ahead
 from engine.kv.paged import PagedView
+from engine.kv.pool import HOST
 from engine.kv.view import CausalView, Group
 from engine.loading import assemble
+from engine.paged_attention import attend_reference as attend_reference_paged
 from engine.runner import Runner
 from engine.schedule import commit
-from tests.sims import Uncached, act, footage, make_engine, roll
+from tests.sims import Uncached, act, check_pages, footage, make_engine, roll
 from tests.worlds import TINY, make_modules
 
 POLICIES = [
@@ -273,3 +276,50 @@ def test_a_block_in_bf16_stays_close_to_fp32():
         sim = Engine(assemble(spec, make_modules(spec), "cpu", dtype))
         frames.append(sim.step([sim.open(footage(3), seed=0)], act(1))[0].frames.astype(int))
     assert np.abs(frames[0] - frames[1]).mean() < 4
+
+
+PAGED = [
+    (KVPolicy(4), {}),
+    (KVPolicy(2, sink=1), {}),
+    (KVPolicy(2, sink=1, top_k=2, memory=6), {}),
+    (KVPolicy(None), {}),
+    (KVPolicy(4), {"kv_dtype": "int8"}),
+]
+
+
+@pytest.mark.parametrize(("policy", "settings"), PAGED)
+def test_a_paged_kernel_gives_what_gathering_gives(policy, settings):
+    """The plain paged reference in place of gathering, for worlds of different ages."""
+    plain, paged = (make_engine(kv=policy, max_worlds=3, **settings) for _ in range(2))
+    paged.runner.kernel = attend_reference_paged
+    pairs = [[sim.open(footage(k), seed=k) for k in (1, 3, 9)] for sim in (plain, paged)]
+    for action in (1, 2, 0, 1, 2, 0):
+        blocks = [
+            sim.step(worlds, act(action, action, action)) for sim, worlds in zip((plain, paged), pairs, strict=True)
+        ]
+        for a, b in zip(*pairs, strict=True):
+            torch.testing.assert_close(b.latents, a.latents, atol=2e-4, rtol=1e-3)
+    assert [b.terminated for b in blocks[0]] == [b.terminated for b in blocks[1]]
+    check_pages(paged, pairs[1])
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_host_pages_that_are_known_come_back_a_layer_ahead(kv_dtype, monkeypatch):
+    """Explicit pages on the host: the same bits as on the device, each layer's copy started by the one before."""
+    policy = KVPolicy(2, sink=1, pages=(2, 4))
+    near, far = (make_engine(kv=policy, kv_dtype=kv_dtype, offload=away, max_worlds=2) for away in (False, True))
+    started: list[tuple[int, bool]] = []
+    start = Ahead._start
+
+    def noted(ahead, layer):
+        started.append((layer, layer in ahead.started))
+        start(ahead, layer)
+
+    monkeypatch.setattr(Ahead, "_start", noted)
+    worlds = [[sim.open(footage(k), seed=k) for k in (3, 8)] for sim in (near, far)]
+    for action in (1, 2, 0, 1, 2):
+        here, there = (sim.step(w, act(action, action)) for sim, w in zip((near, far), worlds, strict=True))
+        assert all(np.array_equal(a.frames, b.frames) for a, b in zip(here, there, strict=True))
+    assert any(page >= HOST for page in worlds[1][1].table.pages)
+    assert (1, True) in started  # layer 1 found its copy under way
+    assert far.pool.shelf.num_bytes < near.pool.shelf.num_bytes

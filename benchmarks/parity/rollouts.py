@@ -21,33 +21,52 @@ from torch import Tensor
 import engine
 from benchmarks.parity.case import Case
 from engine import Condition, Context, Engine, GivenNoise, Preset, Rollout, Start, World
+from engine.opening import KEYS
 from engine.schedule import sigma_at, timesteps
+
+# What stands for a sampler where each run is told its timestep.
+ONE_STEP: dict[str, Any] = {"configured_steps": [1000], "shift": 5.0, "warp": False, "context_noise": 0}
 
 
 def preset_of(case: Case) -> Preset:
     """How the case's model is run."""
-    info, cache, layout = case.info, case.info["cache"], case.info["layout"]
-    sampler = info.get("sampler") or {"configured_steps": [1000], "shift": 5.0, "warp": False, "context_noise": 0}
+    info, layout = case.info, case.info["layout"]
+    sampler, cache = info.get("sampler") or ONE_STEP, info.get("cache") or no_cache(layout["latent_frames"])
     window = cache["window_frames"]
     rewrite = {True: "window", False: "all", None: ""}[cache.get("global_sink")]
     return Preset(
         Rollout(
-            steps=tuple(k for k in sampler["configured_steps"] if k),
+            steps=tuple(int(k) for k in sampler["configured_steps"] if k),
             warp=sampler["warp"],
             shift=sampler["shift"],
             context=float(sampler["context_noise"]),
-            first_block=layout["initial_frames"] if layout.get("independent_first_frame") else None,
+            first_block=1 if layout.get("independent_first_frame") else None,
             relative=cache["rope"] == "window_relative",
             rewrite=rewrite,
+            training_steps=sampler.get("num_train_timesteps", 1000),
         ),
         window=None if window < 0 else window,
         sink=cache["sink_frames"],
         block=cache["block_frames"],
         size=(layout["height"] * 8, layout["width"] * 8),
-        mode=info.get("mode", "") if info["model"].get("action_config") else "",
+        mode=mode_of(info),
         head_width=info["model"]["head_dim"],
-        text_tokens=info["model"].get("text_len", 512),
+        text_tokens=info["model"].get("text_len") or 512,
     )
+
+
+def no_cache(frames: int) -> dict[str, Any]:
+    """The cache of a single run over so many frames."""
+    return {"window_frames": -1, "sink_frames": 0, "block_frames": frames, "rope": "absolute"}
+
+
+def mode_of(info: dict[str, Any]) -> str:
+    """Which Matrix-Game the case is of, as it says itself, or by the number of keys; "" where it is none."""
+    module = info["model"].get("action_config")
+    if not module:
+        return ""
+    by_keys = {len(keys): mode for mode, keys in KEYS.items()}
+    return info.get("mode") or by_keys.get(module["keyboard_dim_in"], "")
 
 
 class Recorder(torch.nn.Module):
@@ -74,12 +93,10 @@ class Replay:
     def __init__(self, case: Case, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"):
         self.case, self.info = case, case.info
         lora = folder / "lora.safetensors" if case["lora"] else None
-        alpha = (case.info.get("lora") or {}).get("alpha")
-        path = case.write_weights(folder)
+        path, alpha = case.write_weights(folder), (case.info.get("lora") or {}).get("alpha")
         self.preset = preset_of(case)
         extras: dict[str, Any] = {"lora": lora, "lora_alpha": alpha} if lora else {}
         model = engine.load(path, device, dtype, self.preset, codec="preview", **extras)
-        self.video_first = self.info["latent_layout"] == "BCFHW"
         self.count = self.info["layout"]["batch"]
         self.sim = Engine(model, max_worlds=self.count)
         self.recorder = Recorder(self.sim.runner.model.denoiser)
@@ -88,30 +105,36 @@ class Replay:
         self.rewrites: list[tuple[int, Tensor]] = []
         self._watch_rewrites()
 
-    def frames_first(self, x: Tensor) -> Tensor:
-        """[..., C, F, H, W] or [..., F, C, H, W] of the file -> [..., F, C, H, W]."""
-        return x.transpose(-4, -3) if self.video_first else x
-
-    def as_recorded(self, x: Tensor) -> Tensor:
-        """[..., F, C, H, W] -> the file's order of axes."""
-        return self.frames_first(x).contiguous()
-
     def _watch_rewrites(self) -> None:
         """Keep what a new prompt's pass over the window predicts, and the cache right after it."""
         rewrite = self.sim.runner.rewrite
 
         def watched(world: World, step: Any) -> None:
             rewrite(world, step)
-            self.rewrites.append((world.table.length, self.recorder.take()[-1][1]))
+            if not (made := self.recorder.take()):
+                return  # there was no history yet
+            self.rewrites.append((world.table.length, made[-1][1]))
             self.caches.append({"world": world, **pages_of(self.sim, world)})  # type: ignore[dict-item]
 
         self.sim.runner.rewrite = watched  # type: ignore[method-assign]
+
+    @property
+    def num_frames(self) -> int:
+        """Latent frames of the whole recording, given ones included."""
+        made = self.case["out"]["latents"] if "latents" in self.case["out"] else self.case["in"]["x"]
+        return self.case.frames_first(made).shape[1]
+
+    @property
+    def num_given(self) -> int:
+        """Latent frames that the recording begins from."""
+        first = self.case["in"].get("initial_latent")
+        return 0 if first is None else self.case.frames_first(first).shape[1]
 
     def contexts(self, name: str = "prompt_embeds") -> list[Context]:
         """The prompt, or the image, of each world."""
         given = self.case["in"]
         if "visual_context" in given:
-            beside = self.frames_first(given["cond_concat"])
+            beside = self.case.frames_first(given["cond_concat"])
             return [
                 self.sim.contextualise(image=x, beside=y) for x, y in zip(given["visual_context"], beside, strict=True)
             ]
@@ -124,18 +147,17 @@ class Replay:
         return [self.sim.open(s, seed=0, source=self.noise(b)) for b, s in enumerate(starts)]
 
     def noise(self, b: int) -> GivenNoise:
-        """The recorded noise of one world, keyed as the engine draws it."""
+        """The recorded noise of one world, keyed as the engine draws it; given latents of single calls stand for it."""
         given, latents = self.case["in"], {}
-        whole = self.frames_first(given["noise"])[b]
-        blocks = [k for k in given if k.startswith("step_noise.block")]
-        at = whole.shape[0] - sum(self.frames_first(given[k]).shape[2] for k in blocks) if blocks else 0
-        at = at if blocks else self.info["layout"].get("initial_frames", 0)
-        for i in range(len(blocks) or (whole.shape[0] - at) // self.preset.block):
-            steps = self.frames_first(given[f"step_noise.block{i}"]) if blocks else None
-            size = self.preset.block if steps is None else steps.shape[2]
-            latents[i, 0] = whole[at : at + size]
-            for draw, x in enumerate(() if steps is None else steps, start=2):
-                latents[i, draw] = x[b]
+        whole = self.case.frames_first(given["noise"] if "noise" in given else given["x"])[b]
+        # Noise covers the frames to be made or, in CausVid's, the given ones too.
+        at, skipped = self.num_given, self.num_frames - len(whole)
+        while at < self.num_frames:
+            block, size = len({block for block, _ in latents}), self.sim.spec.block_at(at)
+            latents[block, 0] = whole[at - skipped : at - skipped + size]
+            steps = given.get(f"step_noise.block{block}")
+            for draw, x in enumerate(() if steps is None else self.case.frames_first(steps), start=2):
+                latents[block, draw] = x[b]
             at += size
         return GivenNoise(latents)
 
@@ -143,10 +165,12 @@ class Replay:
         """The recorded actions of a world's next block; none where it has none."""
         spec, length = self.sim.spec, world.table.length
         rows = slice(spec.frames_upto(length), spec.frames_upto(length + spec.block_at(length)))
-        given = [self.case["in"][k][b, rows] for k in ("keyboard_cond", "mouse_cond") if k in self.case["in"]]
+        module = spec.action_module
+        names = [] if module is None else ["keyboard_cond", *(["mouse_cond"] if module.mouse else [])]
+        given = [self.case["in"][name][b, rows] for name in names]
         actions = np.concatenate([x.numpy() for x in given], axis=-1) if given else None
-        count = spec.frames_at(length)
-        return Condition.of(np.zeros((count, spec.actions.width), np.float32) if actions is None else actions, prompt)
+        none = np.zeros((spec.frames_at(length), spec.actions.width), np.float32)
+        return Condition.of(none if actions is None else actions, prompt)
 
 
 def replay(case: Case, device: str = "cpu") -> None:
@@ -154,11 +178,11 @@ def replay(case: Case, device: str = "cpu") -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         run = Replay(case, Path(folder), torch.float32, device)
         latents = compare_rollout(run)
-        case.compare("latents", run.as_recorded(latents))
+        case.compare("latents", case.frames_first(latents))
         if case["out_bf16"]:
             rough = Replay(case, Path(folder), torch.bfloat16, device)
             *_, last = roll(rough)
-            case.compare_bf16(rough.as_recorded(last[-1]))
+            case.compare_bf16("latents", case.frames_first(last[-1]))
 
 
 def roll(run: Replay) -> Iterator[tuple[int, list[World], list[tuple[Tensor, Tensor]], Tensor]]:
@@ -169,11 +193,10 @@ def roll(run: Replay) -> Iterator[tuple[int, list[World], list[tuple[Tensor, Ten
         names = [f"prompt_embeds.{i}" for i in range(len(switches) + 1)]
     worlds = run.open(run.contexts(names[0]))
     first = run.case["in"].get("initial_latent")
-    made = [] if first is None else [run.frames_first(first)]
+    made = [] if first is None else [run.case.frames_first(first)]
     yield -1, worlds, run.recorder.take(), torch.cat(made, 1) if made else torch.zeros(0)
-    total = run.frames_first(run.case["out"]["latents"]).shape[1]
     block = 0
-    while worlds[0].table.length < total:
+    while worlds[0].table.length < run.num_frames:
         prompts: list[Context | None] = [None] * len(worlds)
         if worlds[0].table.length in switches:
             prompts = list(run.contexts(names[1 + switches.index(worlds[0].table.length)]))
@@ -187,24 +210,19 @@ def roll(run: Replay) -> Iterator[tuple[int, list[World], list[tuple[Tensor, Ten
 
 def compare_rollout(run: Replay) -> Tensor:
     """Compare every block of a rollout; returns all latents [B, F, C, H, W]."""
-    case, sim, out = run.case, run.sim, run.case["out"]
-    if "timesteps" in out:
-        case.compare("timesteps", torch.tensor(timesteps(run.preset.rollout)))
-    if "sigmas" in out:
-        told = timesteps(run.preset.rollout)
-        case.compare("sigmas", torch.tensor([sigma_at(t, run.preset.rollout) for t in told]))
+    case, sim, told = run.case, run.sim, timesteps(run.preset.rollout)
+    case.compare("timesteps", torch.tensor(told))
+    case.compare("sigmas", torch.tensor([sigma_at(t, run.preset.rollout) for t in told]))
     latents = torch.zeros(0)
     for block, worlds, calls, latents in roll(run):  # noqa: B007
         if block < 0:
             for j, (_, flow) in enumerate(prefix_calls(calls, len(worlds))):
-                case.compare(f"prefix_flow.{j}", run.as_recorded(flow))
+                case.compare(f"prefix_flow.{j}", case.frames_first(flow))
             continue
         flows = [(x, p, step) for (x, p), step in zip(calls, sim.passes, strict=True)]
         clean = [step.update(x, p) for x, p, step in flows if step.update]
-        if f"x0.block{block}" in out:
-            case.compare(f"x0.block{block}", run.as_recorded(torch.stack(clean)))
-        if f"clean_flow.block{block}" in out:
-            case.compare(f"clean_flow.block{block}", run.as_recorded(flows[-1][1]))
+        case.compare(f"x0.block{block}", case.frames_first(torch.stack(clean)))
+        case.compare(f"clean_flow.block{block}", case.frames_first(flows[-1][1]))
     compare_caches(run, worlds)
     compare_rewrites(run)
     return latents
@@ -214,7 +232,10 @@ def prefix_calls(calls: list[tuple[Tensor, Tensor]], count: int) -> list[tuple[T
     """Calls over given latents, which run world by world, joined over the worlds."""
     each = len(calls) // count
     return [
-        (torch.cat([calls[b * each + j][0] for b in range(count)]), torch.cat([calls[b * each + j][1] for b in range(count)]))
+        (
+            torch.cat([calls[b * each + j][0] for b in range(count)]),
+            torch.cat([calls[b * each + j][1] for b in range(count)]),
+        )
         for j in range(each)
     ]
 
@@ -226,19 +247,17 @@ def compare_rewrites(run: Replay) -> None:
         rows = slice(j * count, (j + 1) * count)
         length = run.rewrites[j * count][0]
         case.compare(f"recache{j}.at_frame", torch.tensor([length]))
-        case.compare(f"recache{j}.flow", run.as_recorded(torch.cat([flow for _, flow in run.rewrites[rows]])))
+        case.compare(f"recache{j}.flow", case.frames_first(torch.cat([flow for _, flow in run.rewrites[rows]])))
         compare_pages(run, f"recache{j}.kv.", run.caches[rows], length)
 
 
 def compare_caches(run: Replay, worlds: list[World]) -> None:
     """The pages that worlds hold at the end, and how many tokens were ever seen and are held."""
-    case, out, cache = run.case, run.case["out"], run.info["cache"]
-    length, tokens = worlds[0].table.length, cache["tokens_per_frame"]
+    case, length, tokens = run.case, worlds[0].table.length, run.sim.spec.stream.tokens
     held = min(length, run.preset.window or length)
     counts = {"kv.global_end": length * tokens, "kv.local_end": held * tokens, "kv_keyboard.local_end": held}
     for name, value in counts.items():
-        if name in out:
-            case.compare(name, torch.tensor([value]))
+        case.compare(name, torch.tensor([value]))
     compare_pages(run, "kv.", [pages_of(run.sim, w) for w in worlds], length)
 
 

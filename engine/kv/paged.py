@@ -3,20 +3,24 @@
 Where one world's pages and its block in flight lie in one ascending run, a layer's keys are a slice of the pool and
 nothing is copied (range access); any other set of pages is gathered (index access), shorter histories padded in front
 and masked. Both have the same order, so both give the same bits. What was gathered is kept from pass to pass, unless
-that would take more than `KEEP` bytes. A top-k policy chooses further pages in each layer of the self-attention, by
-the queries of the block's first pass.
+that would take more than `KEEP` bytes. With a paged kernel nothing is gathered: it reads the pages in place. A top-k
+policy chooses further pages in each layer of the self-attention, by the queries of the block's first pass.
 
 Legend: N worlds, F latent frames in flight, S tokens each, T pages of history, C choices, h heads, d head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from engine.kv.ahead import Ahead
 from engine.kv.policy import Reach
-from engine.kv.pool import Pool, is_range, upload
-from engine.kv.view import Group, Turn
+from engine.kv.pool import HOST, Pool, is_range, upload
+from engine.kv.view import Group, PagedGroup, Turn
 
 # Bytes of gathered pages, over all layers, that are kept from one pass of a block to the next.
 KEEP = 1 << 30
@@ -35,6 +39,7 @@ class PagedView:
         frames: F; by default as many as there are pages to write.
         kept: which of the block's frames are written; by default the last.
         skip: the block's first frames, which no query sees.
+        kernel: reads the self-attention's pages in place (see engine.paged_attention), so that none are gathered.
         keep: bytes of gathered pages to keep between passes.
     """
 
@@ -49,8 +54,10 @@ class PagedView:
         frames: int | None = None,
         kept: list[int] | None = None,
         skip: int = 0,
+        kernel: Callable[..., Tensor] | None = None,
         keep: int = KEEP,
     ):
+        self.kernel = None if pool.stream.relative or pool.host_capacity else kernel
         self.pool, self.in_flight, self.top_k, self.skip = pool, in_flight, top_k, skip
         self.frames = len(in_flight[0]) if frames is None else frames
         self.kept = list(range(self.frames - len(in_flight[0]), self.frames)) if kept is None else kept
@@ -60,13 +67,16 @@ class PagedView:
         self.firsts = firsts or [0] * len(reaches)
         whole = len(self.kept) == self.frames and not skip
         run = reaches[0].pages + in_flight[0]
-        full = len(reaches) == 1 and len(reaches[0].pages) == self.longest and whole
+        full = len(reaches) == 1 and len(reaches[0].pages) == self.longest and whole and self.kernel is None
         self.sliced = slice(run[0], run[-1] + 1) if full and pool.sliceable and is_range(run) else None
         small = len(reaches) * (self.longest + self.frames) * pool.page_bytes <= keep
-        self.stays = small or not whole or top_k > 0 or not pool.sliceable
+        self.stays = small or not whole or top_k > 0 or not pool.sliceable or pool.host_capacity > 0
         self.joined: Tensor | None = None
+        self.ahead: Ahead | None = None
         self.buffers: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.masks: dict[tuple[str, int], Tensor | None] = {}
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self.chosen: dict[int, Tensor] = {}
         if self.sliced is None:
             self._index(reaches, always)
 
@@ -79,6 +89,13 @@ class PagedView:
             self.joined = upload([[*a, *b] for a, b in zip(rows, flight, strict=True)], device)
         self.padding = any(len(r.pages) < always for r in reaches)
         self.positions = upload(padded([r.positions for r in reaches], always, -1), device)
+        self.away = [(n, t, page) for n, row in enumerate(rows) for t, page in enumerate(row) if page >= HOST]
+        if self.away and not self.top_k:
+            self.ahead = Ahead(self.pool, [page for _, _, page in self.away])
+            self.where = upload([[n, t] for n, t, _ in self.away], device).unbind(1)
+            self.pages = self.pages.masked_fill(self.pages >= HOST, 0)
+        if self.kernel:
+            self.held = upload(self.counts, device)
         if self.top_k:
             most = max(self.top_k, *(len(r.choice_pages) for r in reaches))
             self.choices = upload(padded([r.choice_pages for r in reaches], most, 0), device)
@@ -105,10 +122,14 @@ class PagedView:
         """Write the last pass's K/V of the block into its pages (already there where nothing was kept apart)."""
         pages = [page for row in self.in_flight for page in row]
         rows = [f - self.skip for f in self.kept]
-        for (stream, layer), buffers in self.buffers.items():
-            tokens = self.tokens(stream)
-            own = [x[:, self.longest * tokens :].unflatten(1, (-1, tokens)) for x in buffers]
-            made = [x if len(rows) == self.frames else x[:, rows] for x in own]
+        own = {
+            name: [x[:, self.longest * self.tokens(name[0]) :] for x in buffers]
+            for name, buffers in self.buffers.items()
+        }
+        own |= {("self", layer): list(pair) for layer, pair in self.own.items()}
+        for (stream, layer), pair in own.items():
+            frames = [x.unflatten(1, (-1, self.tokens(stream))) for x in pair]
+            made = [x if len(rows) == self.frames else x[:, rows] for x in frames]
             self.pool.write(self.number(stream, layer), pages, *(x.flatten(0, 1) for x in made))
         self.pool.note_means(pages)
 
@@ -126,8 +147,27 @@ class PagedView:
             chooses = self.top_k and stream == "self"
             pages, positions = self._chosen(layer, queries) if chooses else (self.pages, self.positions)
             self.masks[name] = self.mask(positions, stream)
-            self.buffers[name] = self._joined(*self.pool.gather(self.number(stream, layer), pages))
+            self.buffers[name] = self._joined(*self._gathered(self.number(stream, layer), pages))
         return self.buffers[name]
+
+    def _gathered(self, number: int, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of pages, those of the host among them, [N, T, S, h, d]."""
+        if self.ahead is None:
+            return self.pool.gather(number, pages)
+        keys, values = self.pool.shelf.layers[number].gather(pages)
+        for made, brought in zip((keys, values), self.ahead.take(number), strict=True):
+            made[self.where] = brought
+        return keys, values
+
+    def paged(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> PagedGroup:
+        """A layer of the self-attention without gathering: the kernel follows the page table."""
+        assert self.kernel is not None
+        self.own[layer] = (k, v)
+        if layer not in self.chosen:
+            self.chosen[layer] = self._chosen(layer, q)[0] if self.top_k else self.pages
+        stored = self.pool.shelf.layers[layer].raw()
+        run = partial(self.kernel, own_keys=k, own_values=v, pages=self.chosen[layer], counts=self.held, **stored)
+        return PagedGroup(slice(None), run)
 
     def through_pages(self, stream: str, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the block into its pages and gather them behind the history: nothing is kept from pass to pass."""
@@ -176,12 +216,15 @@ class PagedLayer:
         self.view, self.index, self.stream = view, index, stream
         self.kept = next(s for s in view.pool.streams if s.name == stream)
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> Sequence[Group | PagedGroup]:
         """Write the block's K/V behind its history; all queries see all of it (see engine.attention)."""
         view = self.view
         if turn and not self.kept.relative:
             k = turn(k)
-        keys, values = self._seen(q, *(x[:, view.skip * self.kept.tokens :] for x in (k, v)))
+        k, v = (x[:, view.skip * self.kept.tokens :] for x in (k, v))
+        if view.kernel and self.stream == "self":
+            return [view.paged(self.index, q, k, v)]
+        keys, values = self._seen(q, k, v)
         if turn and self.kept.relative:
             keys = turn(keys, view.seen_positions(keys.device))
         return [Group(slice(None), keys, values, view.masks.get((self.stream, self.index)))]

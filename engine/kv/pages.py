@@ -33,6 +33,8 @@ class Pages(Protocol):
 
     def raw(self) -> dict[str, Tensor]: ...
 
+    def decoded(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]: ...
+
     def grow(self, num_pages: int) -> None: ...
 
 
@@ -79,6 +81,10 @@ class PlainPages:
     def raw(self) -> dict[str, Tensor]:
         return {"keys": self.keys, "values": self.values}
 
+    def decoded(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values of what `raw` holds of some pages."""
+        return stored["keys"], stored["values"]
+
     def grow(self, num_pages: int) -> None:
         self.keys, self.values = grown(self.keys, num_pages), grown(self.values, num_pages)
 
@@ -113,11 +119,11 @@ class QuantisedPages:
 
     def range(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values [count, S, h, d] of a run of pages, decoded."""
-        return self._decoded(*(x[first : first + count] for x in self.raw().values()))
+        return self.decoded({name: x[first : first + count] for name, x in self.raw().items()})
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [*index, S, h, d] of any pages, decoded."""
-        return self._decoded(*(taken(x, index) for x in self.raw().values()))
+        return self.decoded({name: taken(x, index) for name, x in self.raw().items()})
 
     def write(self, index: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [*index, S, h, d], encoded."""
@@ -140,8 +146,9 @@ class QuantisedPages:
         for name, x in self.raw().items():
             setattr(self, name, grown(x, num_pages))
 
-    def _decoded(self, keys: Tensor, values: Tensor, key_scales: Tensor, value_scales: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = (keys, key_scales), (values, value_scales)
+    def decoded(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values of what `raw` holds of some pages."""
+        pairs = (stored["keys"], stored["key_scales"]), (stored["values"], stored["value_scales"])
         made = [codes.to(self.dtype) * scales.to(self.dtype) for codes, scales in pairs]
         return made[0], made[1]
 

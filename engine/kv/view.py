@@ -8,6 +8,7 @@ Legend: N worlds, F latent frames in flight, S tokens each, T visible keys, h he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +41,19 @@ class Group:
     keys: Tensor
     values: Tensor
     mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PagedGroup:
+    """Some of the block's queries, and a kernel that reads what they may see out of the pages.
+
+    Attributes:
+        queries: which of the S queries.
+        run: queries [N, S, h, d] -> attention's output.
+    """
+
+    queries: slice
+    run: Callable[[Tensor], Tensor]
 
 
 class CausalView:

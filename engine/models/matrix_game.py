@@ -137,7 +137,9 @@ def action_layer(spec: ActionModule, width: int, layer: int, eps: float) -> Keyb
 def attend_in_time(q: Tensor, k: Tensor, v: Tensor, view: LayerView, turn: Turn, tokens: int) -> Tensor:
     """Attention of each of S tokens to its own place in all visible frames: [N, F S, h, d] as `engine.attention`."""
     kernel = choose_kernel(q)
-    parts = [_group_in_time(kernel, q[:, g.queries], g, tokens) for g in view.extend(q, k, v, turn)]
+    groups = view.extend(q, k, v, turn)
+    parts = [_group_in_time(kernel, q[:, g.queries], g, tokens) for g in groups if isinstance(g, Group)]
+    assert len(parts) == len(groups), "attention in time reads gathered keys"
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
