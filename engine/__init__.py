@@ -18,7 +18,7 @@ from engine.noise import GivenNoise
 from engine.opening import load
 from engine.presets import PRESETS, Preset
 from engine.published import Rollout
-from engine.scenes import prompt_context, scene
+from engine.scenes import picture_of, prompt_context, scene
 from engine.spec import (
     ActionSpec,
     BinaryActions,
@@ -70,6 +70,7 @@ __all__ = [
     "WorldSpec",
     "check_start",
     "load",
+    "picture_of",
     "prompt_context",
     "read_card",
     "scene",
