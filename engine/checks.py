@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from engine.conditioning import Condition
-from engine.spec import WorldSpec
+from engine.noise import GivenNoise
+from engine.schedule import Pass
+from engine.spec import WanSpec, WorldSpec
 from engine.world import Start, World
 
 
 def check_start(start: Start, spec: WorldSpec) -> None:
     """Raise ValueError unless a start has the spec's shapes."""
+    given = len(start.frames) or start.latents is not None
+    if spec.action_module and given:
+        raise ValueError("a Matrix-Game world begins from its picture: expected a context, and no frames or latents")
+    if spec.rollout and given and start.context is None:
+        raise ValueError(
+            "a published model reads frames and latents under a prompt or an image: give the start a context"
+        )
     if spec.rollout and not len(start.frames):
         check_latents(start, spec)
         return
@@ -38,14 +48,29 @@ def check_start(start: Start, spec: WorldSpec) -> None:
         )
 
 
-def check_latents(start: Start, spec: WorldSpec) -> None:
-    """Raise ValueError unless a published model can begin from these latents, or from none."""
+def check_seen(seen: Start, spec: WorldSpec, length: int) -> None:
+    """Raise ValueError unless what a world is to see next, after `length` latent frames, has the spec's shapes."""
+    if not spec.rollout:
+        check_start(seen, spec)
+        return
+    if len(seen.frames):
+        raise ValueError(
+            "observe takes no frames here: a video codec encodes them after all frames before, and those dreamed were "
+            "never encoded. Give latents, or open a world with all frames"
+        )
+    if spec.action_module or seen.latents is None or seen.context is not None:
+        raise ValueError("observe takes latents of a text world, and no context: a new prompt comes with a step")
+    check_latents(seen, spec, length)
+
+
+def check_latents(start: Start, spec: WorldSpec, length: int = 0) -> None:
+    """Raise ValueError unless a published model can go on with these latents after `length`, or with none."""
     if start.latents is None:
         return
     shape, expected = list(start.latents.shape), list(spec.latent)
     if shape[1:] != expected or not shape[0]:
         raise ValueError(f"start latents are {shape}: expected [K, {', '.join(map(str, expected))}], K >= 1")
-    check_blocks(shape[0], spec)
+    check_blocks(shape[0], spec, length)
 
 
 def check_clip(frames: int, spec: WorldSpec) -> None:
@@ -55,12 +80,32 @@ def check_clip(frames: int, spec: WorldSpec) -> None:
     check_blocks(1 + (frames - 1) // spec.frames_per_latent, spec)
 
 
-def check_blocks(latents: int, spec: WorldSpec) -> None:
-    first = min(latents, spec.block_at(0))
-    if (latents - first) % spec.block or first < spec.block_at(0):
-        raise ValueError(
-            f"{latents} start latents: this model takes {spec.block_at(0)} first and then {spec.block} at a time"
-        )
+def check_blocks(latents: int, spec: WorldSpec, length: int = 0) -> None:
+    """Raise ValueError unless so many latent frames are whole blocks after `length`."""
+    first = spec.block_at(length)
+    if latents < first or (latents - first) % spec.block:
+        raise ValueError(f"{latents} given latents: this model takes {first} first and then {spec.block} at a time")
+
+
+def check_beside(beside: Tensor | None, spec: WorldSpec) -> None:
+    """Raise ValueError unless channels beside the latents are those that a published denoiser is shown."""
+    sizes = spec.denoiser
+    wanted = sizes.in_channels - sizes.out_channels if isinstance(sizes, WanSpec) else 0
+    if not wanted and beside is None:
+        return
+    expected = [wanted, *spec.latent[1:]]
+    if not wanted or beside is None or list(beside.shape[1:]) != expected or not len(beside):
+        given = "none" if beside is None else list(beside.shape)
+        hope = f"[K, {', '.join(map(str, expected))}], K >= 1" if wanted else "none"
+        raise ValueError(f"channels beside the latents are {given}: expected {hope}")
+
+
+def check_noise(world: World, passes: Sequence[Pass], spec: WorldSpec) -> None:
+    """Raise ValueError unless a world's given noise has all that its next block draws."""
+    if isinstance(world.noise, GivenNoise):
+        shape = (spec.block_at(world.table.length), *spec.latent)
+        for draw in (0, *(i for i, step in enumerate(passes, start=1) if step.enter)):
+            world.noise.latent(world.block, draw, shape)
 
 
 def check_step(worlds: list[World], conditions: Sequence[Condition], spec: WorldSpec) -> None:

@@ -39,6 +39,12 @@ class Context:
         rest = [] if self.beside is None else [self.beside]
         return sum(x.nbytes for x in [*chain(*self.layers), *rest])
 
+    def same(self, other: Context | None) -> bool:
+        """Whether another was made of the same: worlds that have the one have the other already."""
+        if self is other or other is None or not self.source or self.source.keys() != other.source.keys():
+            return self is other
+        return all(torch.equal(x, other.source[name]) for name, x in self.source.items())
+
     @staticmethod
     def stack(contexts: Sequence[Context]) -> tuple[tuple[Tensor, ...], ...]:
         """The layers of N worlds' contexts, with a leading N axis; nothing is copied where all share one."""

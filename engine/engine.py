@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from engine import noise
-from engine.checks import check_start, check_step
+from engine.checks import check_beside, check_noise, check_seen, check_start, check_step
 from engine.conditioning import Condition, Context
 from engine.hardware import set_threads
 from engine.invariance import invariant
 from engine.kv.policy import PageTable
-from engine.kv.pool import KV_DTYPES, Pool
+from engine.kv.pool import KV_DTYPES, Pool, PoolFull
 from engine.model import WorldModel
 from engine.paged_attention import choose
 from engine.runner import Runner, action_windows
@@ -123,7 +123,11 @@ class Engine:
         world = World(source or noise.SeededNoise(int(seed)), PageTable(), np.array(variables, np.float64))
         world.context = start.context
         world.actions = np.zeros((0, self.spec.actions.width), np.float32)
-        self._commit_real(world, start)
+        try:
+            self._commit_real(world, start)
+        except BaseException:
+            self.close(world)
+            raise
         return world
 
     @torch.inference_mode()
@@ -133,11 +137,11 @@ class Engine:
         The next step dreams from them. What `open` does at once, this does bit by bit, with the same result.
 
         Raises:
-            ValueError: the world is closed, or `seen` does not fit the spec.
+            ValueError: the world is closed, or `seen` does not fit the spec; of a published world, latents do.
         """
-        check_start(seen, self.spec)
         if not world.open:
             raise ValueError("observe needs an open world")
+        check_seen(seen, self.spec, world.table.length)
         self._commit_real(world, seen)
 
     @torch.inference_mode()
@@ -156,6 +160,7 @@ class Engine:
         """
         if not hasattr(self.given.denoiser, "contextualise"):
             raise ValueError("this world is steered by actions alone: it reads no prompt and no image")
+        check_beside(beside, self.spec)
         given = {"text": text, "image": image, "beside": beside}
         source = {name: x.cpu() for name, x in given.items() if x is not None}
         here = {name: None if x is None else x.to(self.model.device) for name, x in given.items()}
@@ -185,8 +190,13 @@ class Engine:
 
         Raises:
             ValueError: a world is closed or named twice, or a condition does not fit; no world moved.
+            PoolFull: a world without a window has used up its pages; no world moved.
         """
         check_step(worlds, conditions, self.spec)
+        for world in worlds:
+            check_noise(world, self.passes, self.spec)
+            self._check_room(world, self.spec.block)
+        self._steer(worlds, conditions)
         blocks: dict[int, Block] = {}
         for rows in self._alike(worlds):
             made = self._step([worlds[i] for i in rows], [conditions[i] for i in rows])
@@ -261,6 +271,15 @@ class Engine:
             "kv_dtype": self.pool.kv_dtype,
         }
 
+    def _check_room(self, world: World, frames: int) -> None:
+        """Raise PoolFull if a world without a window would take pages that others were admitted with."""
+        length, page = world.table.length, self.pool.page_bytes
+        if self.policy.window is None and length + frames > self.need:
+            raise PoolFull(
+                f"a world of {length} latent frames wants {frames} more: without a window it may hold {self.need} "
+                f"pages ({self.need * page:,} bytes) of KV cache. Give the policy a window, or open a new world"
+            )
+
     def _alike(self, worlds: list[World]) -> list[list[int]]:
         """Rows that run together: blocks of one size, and where histories have no limit, of about one length."""
         groups: dict[tuple[int, int], list[int]] = {}
@@ -271,7 +290,6 @@ class Engine:
 
     def _step(self, worlds: list[World], conditions: list[Condition]) -> list[Block]:
         """`step` for worlds that run together."""
-        self._steer(worlds, conditions)
         condition = self._joined(worlds, conditions)
         ends, last_rewards = self._outlook(worlds, condition)
         shape = (self.spec.block_at(worlds[0].table.length), *self.spec.latent)
@@ -288,10 +306,10 @@ class Engine:
             blocks.append(Block(pictures[i], float(reward), float(ends[i]), world.ended, world.variables.copy()))
         return blocks
 
-    def _steer(self, worlds: list[World], conditions: list[Condition]) -> None:
+    def _steer(self, worlds: list[World], conditions: Sequence[Condition]) -> None:
         """Give worlds the contexts that conditions bring, and begin histories anew that have come to their end."""
         for world, condition in zip(worlds, conditions, strict=True):
-            if condition.prompt is not None and condition.prompt is not world.context:
+            if condition.prompt is not None and not condition.prompt.same(world.context):
                 world.context = condition.prompt
                 if self.spec.rollout and self.spec.rollout.rewrite:
                     self.runner.rewrite(world, self.passes[-1])
@@ -314,6 +332,7 @@ class Engine:
         if latents is None:
             return
         count = len(latents)
+        self._check_room(world, count)
         before = np.concatenate([world.variables[None], seen.variables[:-1]]) if self.spec.variables else None
         variables = torch.zeros(count, 0) if before is None else torch.from_numpy(self.spec.encode_variables(before))
         actions = torch.from_numpy(np.asarray(seen.actions, np.float32))

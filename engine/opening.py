@@ -154,6 +154,7 @@ def open_published(
     if lora is not None:
         tensors = merged(tensors, read_lora(lora, extras.lora_alpha))
     codec = open_codec(spec.codec, extras, device, dtype)
+    check_restart(preset, codec, extras.codec)
     with torch.device("meta"):
         denoiser = WanDiT(sizes)
     denoiser = fill(denoiser, tensors, dtype, device, unused_norms(sizes)).eval().requires_grad_(False)
@@ -230,6 +231,22 @@ def open_codec(spec, extras: Extras, device: torch.device, dtype: torch.dtype) -
         tensors = tensors.renamed(lambda name: known.get(name, name))
     make: Callable = taehv_of if extras.codec == "tiny" else vae_of
     return make(dict(tensors)).to(device, dtype).eval().requires_grad_(False)
+
+
+def check_restart(preset: Preset, codec: Codec, name: str) -> None:
+    """Raise ValueError if histories are to begin anew and cannot: from whole blocks, of which the first is encoded."""
+    if preset.rollout.restart is None:
+        return
+    length, overlap = preset.rollout.restart
+    if not 0 < overlap < length or overlap % preset.block:
+        raise ValueError(
+            f"restart {preset.rollout.restart}: expected (length, overlap), whole blocks of {preset.block} overlapping"
+        )
+    if not hasattr(codec, "encoder"):
+        raise ValueError(
+            f"this preset begins a new history every {length} latent frames, from a picture that the codec encodes, "
+            f"and codec {name!r} has no encoder: take codec='vae', or a preset whose rollout has restart=None"
+        )
 
 
 def conditioner(sizes: WanSpec, extras: Extras, device: torch.device, dtype: torch.dtype) -> Conditioner:

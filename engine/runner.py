@@ -68,6 +68,17 @@ class Runner:
         Args:
             block: keys the noise; by default each world's own count.
         """
+        try:
+            return self._run(worlds, passes, latents, condition, block)
+        except BaseException:  # memory, noise, an interrupt: the block is given up, the worlds stay as they were
+            for world in worlds:
+                self.pool.release(world.table.in_flight)
+                world.table.in_flight = []
+            raise
+
+    def _run(
+        self, worlds: list[World], passes: Sequence[Pass], latents: Tensor, condition: Condition, block: int | None
+    ) -> Tensor:
         view = self._begin(worlds, latents.shape[1])
         positions = view.rotary(self.spec.stream.relative, self.device)
         for draw, step in enumerate(passes, start=1):
@@ -128,7 +139,7 @@ class Runner:
 
         The sinks keep what they were, and the window's oldest frames, for which they stand, are not seen; unless the
         history is no longer than the window, or the rollout says "all": then the window's first frames are the sinks
-        from now on.
+        from now on. Other pages from before the window, which a policy may still want, stay as they were.
         """
         table, latents = world.table, world.latents
         if not table.length or latents is None:
@@ -136,12 +147,12 @@ class Runner:
         start = table.length - len(latents)
         whole = start <= table.origin or (self.rollout is not None and self.rollout.rewrite == "all")
         skip = 0 if whole else self.policy.sink
-        sinks = [] if whole else list(zip(table.positions, table.pages, strict=True))[:skip]
-        self.pool.release([page for page in table.pages if page not in {p for _, p in sinks}])
         table.origin = start if whole else table.origin
-        seen = [p for p in self.policy.visible(table.length, table.origin) if p >= start + skip]
+        plain = KVPolicy(self.policy.window, self.policy.sink)
+        seen = [p for p in plain.visible(table.length, table.origin) if p >= start + skip]
+        self.pool.release(table.drop({*range(table.origin), *seen}))
         table.in_flight = self.pool.allocate(len(seen))
-        reach = Reach([p for p, _ in sinks], [page for _, page in sinks], [], [])
+        reach = Reach(table.positions[:skip], table.pages[:skip], [], [])
         frames, kept = len(latents), [p - start for p in seen]
         view = PagedView(self.pool, [reach], [table.in_flight], [start], frames=frames, kept=kept, skip=skip)
         condition = self.condition([world], torch.zeros(1, frames, 0), torch.zeros(1, frames, 0))
@@ -149,8 +160,7 @@ class Runner:
         positions = view.rotary(self.spec.stream.relative, self.device)
         self.model.denoiser(latents[None], times, positions, condition, view)
         view.commit()
-        table.positions, table.pages = reach.positions + seen, reach.pages + table.in_flight
-        table.in_flight = []
+        table.put(seen)
 
     def restart(self, world: World, step: Pass) -> None:
         """Begin the history anew from the world's last latents, of which the first is a picture again (CausVid).

@@ -123,7 +123,8 @@ def checksum(tensors: dict[str, Tensor], text: dict[str, str]) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-        digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if x.numel():  # an empty tensor has no bytes to view
+            digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

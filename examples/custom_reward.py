@@ -1,4 +1,4 @@
-"""A reward of your own: any function of a step's frames and info, in place of the world's learned head."""
+"""A reward and an end of your own: any function of a step's frames, action and info, in place of the learned head."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ import tyro
 from inferix_env.env import WorldSimEnv
 
 
-def calm(frames: np.ndarray, info: dict[str, Any]) -> float:
-    """One for a step, less how red the picture is (fire is), less how likely the end was.
+def calm(frames: np.ndarray, action: Any, info: dict[str, Any]) -> tuple[float, bool]:
+    """One for a step, less how red the picture is (fire is), less how likely the end was; all red is the end.
 
     `frames` are all frames of the step, uint8 [T, H, W, 3].
     """
     red, green, blue = frames.reshape(-1, 3).astype(np.float32).mean(axis=0) / 255
-    return float(1.0 - max(red - (green + blue) / 2, 0.0) - info["end_probability"])
+    fire = float(max(red - (green + blue) / 2, 0.0))
+    return 1.0 - fire - info["end_probability"], fire > 0.5
 
 
 def main(world: str = "doom-take-cover", steps: int = 40) -> list[float]:

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from engine import ActionSpec, Condition, DictActions, WorldSpec
+from engine import ActionSpec, Condition, DictActions
+from inferix_env.engines import Seats
+from inferix_env.state import EpisodeState
+from inferix_env.steering import condition_of
 
 
 def autoreset_mode_of(value: AutoresetMode | str) -> AutoresetMode:
@@ -40,6 +43,18 @@ def seeds_of(seed: int | Sequence[int | None] | None, num: int) -> list[int | No
     if len(seed) != num:
         raise ValueError(f"{len(seed)} seeds: expected an integer, or one for each of the {num} worlds")
     return [None if s is None else int(s) for s in seed]
+
+
+def chosen_seed(seed: Any, options: dict[str, Any]) -> Any:
+    """The seed that reset is given, or that its options bring, which are left without it.
+
+    Raises:
+        ValueError: both are given.
+    """
+    other = options.pop("seed", None)
+    if seed is not None and other is not None:
+        raise ValueError(f"seed {seed} and options seed {other}: expected one of them")
+    return seed if other is None else other
 
 
 def worlds_of(mask: Any, num: int) -> list[int]:
@@ -90,24 +105,25 @@ def rows_of(actions: Any, spec: ActionSpec, num: int) -> list[Any]:
         parts = {name: rows_of(actions[name], part, num) for name, part in spec.parts}
         return [{name: rows[i] for name, rows in parts.items()} for i in range(num)]
     rows = list(actions.cpu().numpy() if isinstance(actions, torch.Tensor) else actions) if np.iterable(actions) else []
-    if len(rows) != num:
+    if len(rows) != num or isinstance(actions, str):
         raise ValueError(f"actions {actions!r}: expected one for each of the {num} worlds")
     return rows
 
 
-def conditions_of(actions: Any, spec: WorldSpec, num: int, moving: Sequence[int]) -> list[Condition]:
+def conditions_of(
+    rows: Sequence[Any], states: Sequence[EpisodeState], seats: Seats, moving: Sequence[int]
+) -> list[Condition]:
     """The conditions of the worlds that are about to move; what the others are given is ignored.
 
     Raises:
         ValueError: an action does not fit; says whose.
     """
-    rows, conditions = rows_of(actions, spec.actions, num), []
+    conditions = []
     for i in moving:
         try:
-            encoded = spec.actions.encode(rows[i])
+            conditions.append(condition_of(rows[i], states[i], seats))
         except ValueError as error:
             raise ValueError(f"world {i}: {error}; no world has moved") from None
-        conditions.append(Condition.of(np.tile(encoded, (spec.block, 1))))
     return conditions
 
 

@@ -20,6 +20,8 @@ class HostArrays:
 
     def pictures(self, blocks: Sequence[Block]) -> Sequence[np.ndarray]:
         """Frames uint8 [T, H, W, 3] of each block, brought to the host all at once."""
+        if len({len(block.pictures) for block in blocks}) > 1:  # some of them their world's first
+            return [block.frames for block in blocks]
         return list(torch.stack([block.pictures for block in blocks]).cpu().numpy()) if blocks else []
 
     def shown(self, frames: np.ndarray) -> np.ndarray:
@@ -46,6 +48,9 @@ class DeviceTensors:
 
     def pictures(self, blocks: Sequence[Block]) -> Sequence[Tensor]:
         """See `HostArrays`. Stacked outside inference mode they are tensors that autograd takes."""
+        if len({len(block.pictures) for block in blocks}) > 1:
+            with torch.inference_mode(False):
+                return [block.pictures.clone() for block in blocks]
         return list(torch.stack([block.pictures for block in blocks])) if blocks else []
 
     def shown(self, frames: np.ndarray) -> Tensor:
@@ -67,5 +72,6 @@ class DeviceTensors:
                 made[key] = self.infos(column)
             elif column.dtype == object and key != "final_obs":
                 there = next(x for x in column if x is not None)
-                made[key] = torch.stack([torch.zeros_like(there) if x is None else x for x in column])
+                if isinstance(there, Tensor):
+                    made[key] = torch.stack([torch.zeros_like(there) if x is None else x for x in column])
         return made

@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
-from engine import Engine, PoolFull, Start, World, WorldModel
+from engine import Context, Engine, PoolFull, Start, World, WorldModel, prompt_context
+
+Made = TypeVar("Made")
+# Prompts and scenes that stay at an engine though no world has them any more. One may take 100 MB.
+RECENT = 4
 
 
 class SharedEngine:
-    """An engine, the seats taken at it, and the worlds of envs that left."""
+    """An engine, the seats taken at it, the worlds of envs that left, and what was made of prompts and pictures."""
 
     def __init__(self, model: WorldModel, num_seats: int, options: dict[str, Any]):
         self.model = model  # alive as long as this is, so that its id is nobody else's
         self.engine = Engine(model, max_worlds=num_seats, **options)
         self.num_seats = 0
         self.left: deque[list[World | None]] = deque()
+        self.contexts: weakref.WeakValueDictionary[str, Context] = weakref.WeakValueDictionary()
+        self.recent: deque[Context] = deque(maxlen=RECENT)
+        self.scenes: OrderedDict[Hashable, Any] = OrderedDict()
 
     def claim(self, num_seats: int) -> None:
         self.sweep()
@@ -78,6 +85,29 @@ class Seats:
         self.worlds: list[World | None] = [None] * num_seats
         self.finalizer = weakref.finalize(self, shared.left.append, self.worlds)
         self.finalizer.atexit = False
+
+    def prompt(self, text: str) -> Context:
+        """What a prompt is to the world's layers: computed once while some world has it, or it is recent.
+
+        Raises:
+            ValueError: the world reads no prompts, or its text encoder is missing.
+        """
+        found = self.shared.contexts.get(text)
+        if found is None:
+            found = self.shared.contexts[text] = prompt_context(self.engine, text)
+        if all(found is not context for context in self.shared.recent):
+            self.shared.recent.append(found)
+        return found
+
+    def recall(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returned when it was last asked for under this key, if that was recently."""
+        scenes = self.shared.scenes
+        if key not in scenes:
+            scenes[key] = make()
+        scenes.move_to_end(key)
+        while len(scenes) > RECENT:
+            scenes.popitem(last=False)
+        return scenes[key]
 
     def open(self, seat: int, start: Start, seed: int) -> World:
         """Begin a world (see `Engine.open`) in place of the one that sits there."""

@@ -16,14 +16,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
-from engine import Condition, World, read_card
-from inferix_env import worlds
+from engine import Preset, World
 from inferix_env.actions import key_map, space_of
-from inferix_env.rewards import RewardFn, checked
+from inferix_env.batches import chosen_seed
+from inferix_env.rewards import RewardFn, judged
 from inferix_env.settings import Settings, check_choice
 from inferix_env.snapshots import Snapshot
-from inferix_env.starts import make_start
 from inferix_env.state import EpisodeState
+from inferix_env.steering import condition_of, first_blocks, prompt_after
 
 RENDER_MODES = ["human", "rgb_array", "rgb_array_list"]
 
@@ -34,6 +34,16 @@ class WorldSimEnv(gym.Env):
     Observation: the block's last frame, uint8 [H, W, 3], or with `obs="block"` all T of them, [T, H, W, 3].
     Info: `frames` (all frames of the step), `end_probability` (that it ended, asked before it was dreamed) and
     `variables` (the world's named numbers, such as health).
+    Action: one for the step, held over its frames; or, where a step has several, an array with one for each, [K, ...].
+
+    With `preset` the world is a published checkpoint, in one of two kinds. Its rewards are 0 and it never ends.
+    A text world (Self Forcing, CausVid, LongLive) is steered by prompts: an action is a new one, taking effect with
+    its step, or "", which keeps the one that holds (`info["prompt"]`). A reset dreams the first block at once, so what
+    is seen is never blank; where the preset's first block is one latent, it may begin from a picture instead.
+    A Matrix-Game begins from a picture, which is its first observation, and is steered by
+    {"keyboard": [n], "mouse": [pitch, yaw]}.
+    A first block has fewer frames than the others (4 F - 3 of F latents, not 4 F): `info["frames"]` has just those,
+    and with `obs="block"` the first of them stands in for the missing ones.
 
     Envs of one process with the same world, device and engine settings share one engine; their worlds stay apart.
 
@@ -44,7 +54,7 @@ class WorldSimEnv(gym.Env):
     `max_episode_steps` itself, or use `gym.make_vec`.
 
     Args:
-        world: a shipped world's name, or a folder.
+        world: a shipped world's name, or a folder; with `preset`, a checkpoint's file or folder, or its hub id.
         device: where the engine runs.
         dtype: "float32", "bfloat16", or None for what the device computes fast.
         num_steps: denoising passes of a block; the world's own by default.
@@ -53,9 +63,18 @@ class WorldSimEnv(gym.Env):
         render_mode: "human" (a window; needs the extra `play`), "rgb_array", "rgb_array_list" (all frames since
             the last render) or None.
         max_episode_steps: the horizon, reported as truncation; None (or -1) for no end but the world's.
-        reward_fn: (frames uint8 [T, H, W, 3], info) -> reward, in place of the learned head.
+        reward_fn: (frames uint8 [T, H, W, 3], action, info) -> (reward, terminated): the reward in place of the
+            learned head's; the episode ends if either says so. A reward alone leaves the end to the world.
         deterministic: the numbers do not depend, bit for bit, on other worlds stepped in the same call.
         kv_dtype: how the engine stores its history: None as computed, "int8" or "fp8".
+        preset: how a published checkpoint is run: a name of `engine.PRESETS`, or an `engine.Preset`.
+        prompt: of a text world's resets that bring none; by default a walk in a forest.
+        image: of resets that bring none: a path, a PIL picture or uint8 [H, W, 3], cut and resized to the frame.
+        base: a folder with the checkpoint's VAE and encoders, if they are not beside it.
+        codec: "vae" (default), "tiny" or "preview".
+        size: (H, W) in pixels; the preset's by default.
+        extras: further ones of `engine.load` for checkpoints: lora, lora_alpha, numerics, prefer, text_device,
+            text_cache.
 
     Raises:
         ValueError: an argument names nothing this machine or package has.
@@ -76,13 +95,18 @@ class WorldSimEnv(gym.Env):
         reward_fn: RewardFn | None = None,
         deterministic: bool = True,
         kv_dtype: str | None = None,
+        preset: str | Preset | None = None,
+        prompt: str | None = None,
+        image: Any = None,
+        base: str | Path | None = None,
+        codec: str | None = None,
+        size: tuple[int, int] | None = None,
+        **extras: Any,
     ):
         check_choice("render_mode", render_mode, (None, *RENDER_MODES))
-        self.settings = Settings(
-            world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
-        )
-        self.folder = worlds.find(world)
-        self.card = read_card(self.folder)
+        common = world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
+        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras)
+        self.folder, self.card = self.settings.find()
         self.seats = self.settings.claim(self.folder, num_worlds=1)
         self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
         self.render_mode, self.reward_fn = render_mode, reward_fn
@@ -90,6 +114,7 @@ class WorldSimEnv(gym.Env):
         self.action_space = space_of(self.world_spec.actions)
         self.frames_per_step = self.world_spec.block * self.engine.model.codec.frames_per_latent
         self.observation_space = self.settings.observation_space(self.world_spec, self.frames_per_step)
+        self.openings = self.settings.openings(self.folder, self.seats, self.frames_per_step)
         self.state: EpisodeState | None = None
         self.unrendered: list[np.ndarray] = []
         self.closed = False
@@ -99,7 +124,8 @@ class WorldSimEnv(gym.Env):
         """Begin an episode, or go on from a snapshot.
 
         Args:
-            options: {"snapshot": bytes} alone goes on from a snapshot; else see `starts.make_start`.
+            options: {"snapshot": bytes} alone goes on from a snapshot; else see `starts.make_start`, or, of a
+                published world, `Scenes.opening`; {"seed": 3} is the seed there too.
 
         Raises:
             ValueError: unknown or contradictory options; the episode that runs goes on.
@@ -108,24 +134,28 @@ class WorldSimEnv(gym.Env):
         if "snapshot" in (options or {}):
             check_alone(options or {}, seed)
             return self.restore((options or {})["snapshot"])
-        super().reset(seed=seed)
-        start = make_start(options or {}, self.folder, self.world_spec, self.np_random)
-        world = self.seats.open(0, start, int(self.np_random.integers(2**63)))
-        frames = start.frames[-1:].repeat(self.frames_per_step, axis=0)
-        return self._begin(EpisodeState(world, frames, self.settings.horizon))
+        told = dict(options or {})
+        super().reset(seed=chosen_seed(seed, told) if self.settings.preset else seed)
+        opening = self.openings.opening(told, self.np_random)
+        world = self.seats.open(0, opening.start, int(self.np_random.integers(2**63)))
+        frames = opening.frames
+        if frames is None:
+            frames = first_blocks([world], self.seats)[0].frames
+        return self._begin(EpisodeState(world, frames, self.settings.horizon, prompt=opening.prompt))
 
     def step(self, action: Any):
         """Dream the next block. Returns observation, reward, terminated, truncated, info."""
         state = self._running()
         if state.over:
             raise ResetNeeded("step needs an episode that runs: call reset() first")
-        encoded = self.world_spec.actions.encode(action)
-        condition = Condition.of(np.tile(encoded, (self.world_spec.block, 1)))
-        [block] = self.engine.step([state.world], [condition])
-        terminated, truncated = state.advance(block, block.frames)
+        [block] = self.engine.step([state.world], [condition_of(action, state, self.seats)])
+        reward = block.reward
+        terminated, truncated = state.advance(block, block.frames, prompt_after(action, state))
         self._show(self.frames)
         info = state.info(self.world_spec)
-        reward = checked(self.reward_fn(self.frames, info), self.reward_fn) if self.reward_fn else block.reward
+        if self.reward_fn is not None:
+            reward, ends = judged(self.reward_fn, self.frames, action, info)
+            terminated, state.over = terminated or ends, state.over or ends
         return self._observation(), reward, terminated, truncated, info
 
     def snapshot(self) -> bytes:
@@ -147,7 +177,8 @@ class WorldSimEnv(gym.Env):
             ValueError: it is no snapshot, or of another world or engine setting; the episode that runs goes on.
         """
         self._check_open()
-        told = Snapshot.decode(value, (self.frames_per_step, *self.world_spec.frame, 3))
+        shape = (self.frames_per_step, *self.world_spec.frame, 3)
+        told = Snapshot.decode(value, shape, fewest=1 if self.settings.preset else None)
         world = self.seats.restore(0, told.world)
         self.np_random = told.rng
         return self._begin(EpisodeState(world, told.frames, **told.episode))
@@ -165,7 +196,7 @@ class WorldSimEnv(gym.Env):
             ResetNeeded: there is no episode.
         """
         state = self._running()
-        settings = vars(self.settings) | {"world": self.folder}
+        settings = self.settings.arguments | {"world": self.folder if self.folder.exists() else self.settings.world}
         made = type(self)(**settings, render_mode=None if self.window else self.render_mode)
         [world] = made.seats.fork(state.world, [0], None if seed is None else [seed])
         made.np_random = copy.deepcopy(self.np_random)
@@ -221,7 +252,7 @@ class WorldSimEnv(gym.Env):
             self.window.play(frames)
 
     def _observation(self) -> np.ndarray:
-        return np.array(self._running().observation(self.settings.obs))
+        return np.array(self._running().observation(self.settings.obs, self.frames_per_step))
 
     def _check_open(self) -> None:
         if self.closed:

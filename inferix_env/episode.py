@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Episode:
-    """What is known of an episode so far; `over` says why it ended."""
+    """What is known of an episode so far; `over` says why it ended, `may_end` whether the world knows of ends."""
 
     seed: int
     steps: int = 0
@@ -16,6 +16,8 @@ class Episode:
     end_probability: float = 0.0
     variables: dict[str, float] = field(default_factory=dict)
     over: str = ""
+    prompt: str = ""
+    may_end: bool = True
 
     def add(self, outcome: tuple[Any, float, bool, bool, dict[str, Any]]) -> None:
         """Count what `env.step` returned."""
@@ -23,6 +25,7 @@ class Episode:
         self.steps += 1
         self.total += float(reward)
         self.end_probability, self.variables = info["end_probability"], info["variables"]
+        self.prompt = info.get("prompt", "")
         self.over = "ended" if terminated else "out of time" if truncated else ""
 
     def numbers(self) -> list[tuple[str, str]]:
@@ -30,7 +33,7 @@ class Episode:
         return [
             ("step", str(self.steps)),
             ("return", f"{self.total:z.1f}"),
-            ("p(end)", f"{self.end_probability:.1%}"),
+            *([("p(end)", f"{self.end_probability:.1%}")] if self.may_end else []),
             ("seed", str(self.seed)),
             *((name, f"{value:z.4g}") for name, value in self.variables.items()),
         ]

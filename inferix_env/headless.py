@@ -13,16 +13,24 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from engine import DiscreteActions
+from engine import DiscreteActions, TextActions
 from inferix_env.env import WorldSimEnv
-from inferix_env.outputs import open_recorder, world_name
+from inferix_env.game_keys import is_game
+from inferix_env.outputs import file_scale, open_recorder, world_name
 from inferix_env.play_config import PlayConfig
 from inferix_env.record import Recorder, write_sheet
 
-HEADLESS_STEPS = 120
+HEADLESS_STEPS, PUBLISHED_STEPS = 120, 10
 SHEET, COLUMNS = 24, 6  # pictures of a contact sheet
 HOLDS = (6, 9, 4, 12, 3, 8, 5)  # steps for which the default script holds its actions, in turn
 NEUTRAL_NAMES = ("none", "noop")
+PUBLISHED_HOLDS = (2, 1)
+# What happens in a text world of which nothing is asked.
+PROMPTS = (
+    "The camera moves on along the forest path and reaches a wide clearing with a calm lake in warm evening light.",
+    "Mist rises over the lake, and the camera glides slowly across the still water towards distant hills.",
+    "Snow begins to fall on the lake and the hills, and everything turns white and quiet.",
+)
 
 
 @dataclass
@@ -68,9 +76,10 @@ def play_headless(env: WorldSimEnv, config: PlayConfig, script: list | None, rea
         ValueError: PyAV is missing.
         OSError: a file cannot be written.
     """
-    num_steps = config.steps or HEADLESS_STEPS
+    num_steps = config.steps or (PUBLISHED_STEPS if config.preset else HEADLESS_STEPS)
     print(f"{reason}: a scripted agent plays {world_name(env)} for {num_steps} steps", flush=True)
-    actions = itertools.islice(itertools.cycle(script or lively_script(env, config.seed)), num_steps)
+    script = script or ([""] if config.prompt else lively_script(env, config.seed))
+    actions = itertools.islice(itertools.cycle(script), num_steps)
     name = f"{world_name(env)}-{config.seed}"
     tally = Tally()
     recorder = open_recorder(env, config.out / f"{name}.mp4", config.scale)
@@ -80,13 +89,14 @@ def play_headless(env: WorldSimEnv, config: PlayConfig, script: list | None, rea
     finally:
         if tally.steps and recorder.num_frames:  # an error leaves no clip
             print(recorder.path)
-            print(write_sheet(config.out / f"{name}-sheet.png", tally.sheet(), COLUMNS))
+            sheet_scale = min(2, file_scale(env.world_spec.frame))
+            print(write_sheet(config.out / f"{name}-sheet.png", tally.sheet(), COLUMNS, sheet_scale))
             print(tally.line())
 
 
 def run_script(env: WorldSimEnv, actions: Iterable, seed: int, recorder: Recorder, tally: Tally) -> None:
     """Take the actions, and go on with the next seed after an end."""
-    env.reset(seed=seed)
+    begin_episode(env, seed, recorder)
     for action in actions:
         begin = time.perf_counter()
         _, reward, terminated, truncated, info = env.step(action)
@@ -94,17 +104,31 @@ def run_script(env: WorldSimEnv, actions: Iterable, seed: int, recorder: Recorde
         recorder.add(info["frames"])
         tally.add(info["frames"][-1], float(reward), terminated or truncated)
         if terminated or truncated:
-            env.reset(seed=seed + tally.ended)
+            begin_episode(env, seed + tally.ended, recorder)
+
+
+def begin_episode(env: WorldSimEnv, seed: int, recorder: Recorder) -> None:
+    """Reset; a block that a published world dreams then, or its picture, goes into the clip."""
+    _, info = env.reset(seed=seed)
+    if env.settings.preset:
+        recorder.add(info["frames"])
 
 
 def lively_script(env: WorldSimEnv, seed: int) -> list:
-    """Actions for a world of any kind: each of a discrete one's but the neutral one in turn, else random ones."""
+    """Actions for a world of any kind: each of a discrete one's but the neutral one in turn, prompts, what a
+    Matrix-Game's single keys do, else random ones."""
     actions = env.world_spec.actions
-    if isinstance(actions, DiscreteActions):
+    holds: tuple[int, ...] = HOLDS
+    if isinstance(actions, TextActions):
+        return [action for prompt in PROMPTS for action in (prompt, "", "")]
+    if is_game(actions):
+        keymap = env.get_keys_to_action()
+        moves, holds = list({str(x): x for keys, x in keymap.items() if len(keys) == 1}.values()), PUBLISHED_HOLDS
+    elif isinstance(actions, DiscreteActions):
         names = actions.names or [""] * actions.n
         moves = [i for i, name in enumerate(names) if name.casefold() not in NEUTRAL_NAMES]
     else:
         env.action_space.seed(seed)
         moves = [env.action_space.sample() for _ in HOLDS]
-    turns = range(len(moves) * len(HOLDS))
-    return [moves[i % len(moves)] for i in turns for _ in range(HOLDS[i % len(HOLDS)])]
+    turns = range(len(moves) * len(holds))
+    return [moves[i % len(moves)] for i in turns for _ in range(holds[i % len(holds)])]

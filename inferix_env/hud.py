@@ -15,6 +15,7 @@ Row = list[tuple[pygame.Surface, pygame.Surface]]  # (value, label)
 DARK, EDGE = (17, 19, 23), (44, 48, 56)
 DIM, TEXT, LIT, RED = (128, 136, 148), (236, 239, 244), (255, 182, 66), (240, 68, 56)
 CAP, CAP_EDGE = (36, 40, 48), (70, 77, 89)
+NUMBERS = 420  # pixels for numbers where a prompt stands beside them
 VEIL = (10, 11, 14, 205)  # the translucent ground of what stands on the picture
 
 ARROWS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -31,6 +32,8 @@ class Hud(TypedDict):
         banner: a large and a small line in the middle.
         note: a line at the bottom of the picture.
         help: (names of keys, what they do); takes the place of banner and note.
+        prompt: the one that holds, beside the numbers.
+        typing: a prompt that is being typed, at the bottom of the picture; None for none.
     """
 
     numbers: list[tuple[str, str]]
@@ -40,6 +43,8 @@ class Hud(TypedDict):
     banner: tuple[str, str]
     note: str
     help: list[tuple[list[str], str]]
+    prompt: str
+    typing: str | None
 
 
 class Painter:
@@ -59,7 +64,9 @@ class Painter:
         if hud["help"]:
             self.draw_help(surface, picture, hud["help"])
             return
-        if hud["note"]:
+        if hud["typing"] is not None:
+            self.draw_typing(surface, picture, hud["typing"])
+        elif hud["note"]:
             self.draw_note(surface, picture, hud["note"])
         if any(hud["banner"]):
             self.draw_banner(surface, picture, *hud["banner"])
@@ -79,6 +86,9 @@ class Painter:
         for cap, (name, held) in zip(caps, hud["keys"], strict=True):
             self.draw_cap(surface, cap.move(x, strip.centery - 20), name, held)
         room = pygame.Rect(strip.left + 20, strip.top, x - strip.left - 32, strip.height)
+        if hud["prompt"]:
+            room.width = min(room.width // 2, NUMBERS)
+            self.draw_prompt(surface, pygame.Rect(room.right + 12, strip.top, x - room.right - 12, strip.height), hud)
         rows = self.number_rows(hud["numbers"], room.width)
         for i, row in enumerate(rows):
             self.draw_numbers(surface, row, room, room.top + room.height * (2 * i + 1) // (2 * len(rows)))
@@ -93,6 +103,56 @@ class Painter:
 
     def number_row(self, numbers: Sequence[tuple[str, str]], value_size: int, label_size: int) -> Row:
         return [(self.text(value, value_size, TEXT), self.text(label, label_size, DIM)) for label, value in numbers]
+
+    def draw_prompt(self, surface: pygame.Surface, room: pygame.Rect, hud: Hud) -> None:
+        """The prompt that holds, in three lines at most, and what it is."""
+        lines = self.wrapped(hud["prompt"], 19, room.width)
+        if len(lines) > 3:
+            lines = [*lines[:2], self.cut(lines[2] + "...", 19, room.width)]
+        rows = [*(self.text(line, 19, TEXT) for line in lines), self.text("prompt", 15, DIM)]
+        y = room.centery - sum(row.get_height() for row in rows) // 2
+        for row in rows:
+            surface.blit(row, (room.left, y))
+            y += row.get_height()
+
+    def draw_typing(self, surface: pygame.Surface, picture: pygame.Rect, text: str) -> None:
+        """What is typed so far, its last lines, at the bottom of the picture."""
+        width = picture.width - 60
+        lines = self.wrapped(text + "|", 24, width)[-4:]
+        rows = [self.text("prompt: Enter sends it, Esc leaves it", 16, DIM)]
+        rows += [self.text(line, 24, TEXT) for line in lines]
+        panel = pygame.Rect(0, 0, picture.width - 28, sum(row.get_height() for row in rows) + 20)
+        panel.midbottom = (picture.centerx, picture.bottom - 14)
+        draw_veil(surface, panel, 10)
+        y = panel.top + 10
+        for row in rows:
+            surface.blit(row, (panel.left + 16, y))
+            y += row.get_height()
+
+    def wrapped(self, text: str, size: int, width: int) -> list[str]:
+        """The lines of a text that fit into a width; words longer than that are cut apart."""
+        lines = [""]
+        for word in text.split(" "):
+            line = f"{lines[-1]} {word}" if lines[-1] else word
+            if self.width(line, size) <= width or not lines[-1]:
+                lines[-1] = line
+            else:
+                lines.append(word)
+            while self.width(lines[-1], size) > width and len(lines[-1]) > 1:
+                fits = self.cut(lines[-1], size, width, "")
+                lines[-1:] = [fits, lines[-1][len(fits) :]]
+        return lines
+
+    def cut(self, text: str, size: int, width: int, end: str = "...") -> str:
+        """As much of a text as fits, and what stands for the rest; one character at least."""
+        while self.width(text, size) > width and len(text) > len(end) + 1:
+            text = text[: -len(end) - 1] + end
+        return text
+
+    def width(self, text: str, size: int) -> int:
+        """How wide a line of text is drawn."""
+        self.text("", size, TEXT)
+        return self.fonts[size].size(text)[0] // 4
 
     def draw_numbers(self, surface: pygame.Surface, row: Row, room: pygame.Rect, y: int) -> None:
         """A row of values with their labels below, centred on line y; what does not fit is cut off."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from engine import ActionSpec, DiscreteActions
+from engine import ActionSpec, DictActions, DiscreteActions, TextActions
+from inferix_env.game_keys import is_game, label
 
 # What a key does, unless the world takes it for itself; the second key then still does it.
 COMMANDS = {
@@ -20,6 +21,10 @@ COMMANDS = {
     "help": (("f1",), "this help"),
     "quit": (("escape",), "quit"),
 }
+# What a key does in a world of prompts, before all else.
+PROMPTING = {"prompt": (("t", "return"), "type a prompt: Enter sends it, Esc leaves it")}
+# More caps than these do not fit beside the numbers: of keys that do the same one is shown then.
+MOST_CAPS = 8
 
 
 class Keys:
@@ -59,9 +64,27 @@ class Keys:
         return self.keymap[max(possible, key=lambda keys: (len(keys), max((down[code] for code in keys), default=-1)))]
 
 
-def free_commands(taken: set[str]) -> dict[str, str]:
+def commands_of(actions: ActionSpec) -> dict[str, tuple[tuple[str, ...], str]]:
+    """What a session can be told in a world with such actions: command -> (keys, what they do)."""
+    return {**PROMPTING, **COMMANDS} if isinstance(actions, TextActions) else dict(COMMANDS)
+
+
+def free_commands(taken: set[str], commands: dict[str, tuple[tuple[str, ...], str]] | None = None) -> dict[str, str]:
     """Key -> what it does in a session, for the keys that the world does not take."""
-    return {key: command for command, (keys, _) in COMMANDS.items() for key in keys if key not in taken}
+    rows = (COMMANDS if commands is None else commands).items()
+    return {key: command for command, (keys, _) in rows for key in keys if key not in taken}
+
+
+def shown_caps(keymap: dict[tuple[int, ...], Any]) -> list[tuple[int, ...]]:
+    """Which keys have a cap beside the numbers: each its own, or, where they are many, one for all that do the same."""
+    single = {codes[0]: str(action) for codes, action in keymap.items() if len(codes) == 1}
+    codes = list(dict.fromkeys(code for combination in keymap for code in combination))
+    if len(codes) <= MOST_CAPS or len(single) < len(codes):
+        return [(code,) for code in codes]
+    alike: dict[str, list[int]] = {}
+    for code in codes:
+        alike.setdefault(single[code], []).append(code)
+    return [tuple(same) for same in alike.values()]
 
 
 def rows_of_help(
@@ -70,8 +93,23 @@ def rows_of_help(
     """(names of keys, what they do): the world's actions, then the session's commands."""
     acts: dict[str, list[str]] = {}
     for codes, action in keymap.items():
-        label = actions.names[action] if isinstance(actions, DiscreteActions) and actions.names else f"action {action}"
-        acts.setdefault(label, []).extend(names[code] for code in codes)
+        if len(codes) == 1 or not is_game(actions):
+            acts.setdefault(deed(action, actions), []).extend(names[code] for code in codes)
     first = {command: key for key, command in reversed(commands.items())}
-    rows = [(keys, label) for label, keys in acts.items() if keys]
-    return rows + [([first[command]], text) for command, (_, text) in COMMANDS.items() if command in first]
+    rows = [(keys, text) for text, keys in acts.items() if keys]
+    if mouse_part(actions):
+        rows.append((["mouse"], "turn the view"))
+    texts = commands_of(actions).items()
+    return rows + [([first[command]], text) for command, (_, text) in texts if command in first]
+
+
+def deed(action: Any, actions: ActionSpec) -> str:
+    """What an action does, in words."""
+    if is_game(actions):
+        return label(action, actions)
+    return actions.names[action] if isinstance(actions, DiscreteActions) and actions.names else f"action {action}"
+
+
+def mouse_part(actions: ActionSpec) -> bool:
+    """Whether moving the mouse is an action."""
+    return isinstance(actions, DictActions) and is_game(actions) and "mouse" in dict(actions.parts)

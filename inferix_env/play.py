@@ -54,7 +54,7 @@ def play(config: PlayConfig) -> None:
     """
     check(config)
     reason = why_no_window(config)
-    env = WorldSimEnv(config.world, config.device, config.dtype, config.num_steps)
+    env = WorldSimEnv(config.world, config.device, config.dtype, config.num_steps, **config.published)
     try:
         script = load_script(config.script, env.world_spec.actions) if config.script else None
         if reason:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine import TextActions
 from inferix_env.env import WorldSimEnv
 from inferix_env.episode import Episode
-from inferix_env.keys import Keys, free_commands, rows_of_help
+from inferix_env.keys import Keys, commands_of, free_commands, mouse_part, rows_of_help, shown_caps
 from inferix_env.outputs import free_name, open_recorder, save_picture, world_name
 from inferix_env.play_config import PlayConfig
 from inferix_env.record import Recorder
+from inferix_env.typing_line import MouseLook, PromptLine, turned
 
 if TYPE_CHECKING:
     from inferix_env.hud import Hud
@@ -51,8 +53,13 @@ class Session:
         self.script = itertools.cycle(script) if script else None
         self.keys = Keys(env.get_keys_to_action())
         self.cap_names = {code: window.key_name(code) for code in self.keys.codes}
-        self.commands = free_commands(set(self.cap_names.values()))
-        self.help_rows = rows_of_help(self.keys.keymap, self.cap_names, env.world_spec.actions, self.commands)
+        actions = env.world_spec.actions
+        self.commands = free_commands(set(self.cap_names.values()), commands_of(actions))
+        self.help_rows = rows_of_help(self.keys.keymap, self.cap_names, actions, self.commands)
+        self.caps = shown_caps(self.keys.keymap)
+        self.line = PromptLine(actions.longest) if isinstance(actions, TextActions) else None
+        self.look = MouseLook() if mouse_part(actions) else None
+        window.listen(False)
         self.worker = ThreadPoolExecutor(1, "steps")
         self.pending: Future | None = None
         self.finish: Callable[[Any], None] = self._begin
@@ -84,6 +91,12 @@ class Session:
             self.drawn = None
         elif event.kind == "leave":
             self.keys.clear()
+        elif self.line is not None and self.line.text is not None:
+            if not self.line.handle(event):
+                self.window.listen(False)
+        elif event.kind == "motion":
+            if self.look is not None and not self.paused:
+                self.look.add(*event.moved)
         elif event.code in self.cap_names:
             if event.kind == "press":
                 self.keys.press(event.code, tap=not self.paused)
@@ -119,6 +132,12 @@ class Session:
 
     def quit(self) -> None:
         self.done = True
+
+    def prompt(self) -> None:
+        """Open the line in which a prompt is typed."""
+        if self.line is not None:
+            self.line.open()
+            self.window.listen(True)
 
     def screenshot(self) -> None:
         try:
@@ -159,17 +178,23 @@ class Session:
         self.finish, self.pending = finish, self.worker.submit(work, *arguments)
 
     def _action(self) -> Any:
-        if self.script is not None and not self.keys.any():
+        """What is typed, held or moved; else the script's next."""
+        if self.line is not None and self.line.sent:
+            return self.line.take()
+        if self.script is not None and not self.keys.any() and not (self.look and self.look.any()):
             return next(self.script)
-        return self.keys.take()
+        action = self.keys.take()
+        return action if self.look is None else turned(action, self.look)
 
     def _begin(self, opened: tuple[np.ndarray, dict[str, Any]]) -> None:
         """An episode has begun."""
         _, info = opened
         self.episode = Episode(self.config.seed + self.num_episodes, variables=info["variables"])
+        self.episode.prompt, self.episode.may_end = info.get("prompt", ""), self.env.world_spec.rollout is None
         self.num_episodes += 1
         self.keys.tapped.clear()
-        self.frames = deque([info["frames"][-1]])
+        # A world folder's first frames are all the same; a published world may have dreamed a block.
+        self.frames = deque(info["frames"] if self.env.world_spec.rollout else info["frames"][-1:])
         self.frame_due = 0.0
         self.finished.clear()
         self.due = time.perf_counter()
@@ -213,7 +238,7 @@ class Session:
 
     def _rest(self) -> None:
         """Sleep until something may have happened."""
-        left = self.due - time.perf_counter()
+        left = (min(self.due, self.frame_due) if self.frames else self.due) - time.perf_counter()
         if self.pending is not None:
             concurrent.futures.wait([self.pending], TICK)
         else:  # a time that has passed starts nothing: it is paused, or the episode has ended
@@ -224,7 +249,9 @@ class Session:
         now = time.perf_counter()
         if self.frames and (now >= self.frame_due or len(self.frames) >= self.env.frames_per_step):
             self.frame = self.frames.popleft()
-            self.frame_due = now + 1 / self.env.world_spec.fps
+            # Counted from when it was due, so that looking at the clock in ticks does not slow the world down.
+            period = 1 / self.env.world_spec.fps
+            self.frame_due = max(self.frame_due, now - period) + period
         hud = self._hud(now)
         if self.drawn is None or self.frame is not self.drawn[0] or hud != self.drawn[1]:
             self.window.show(self.frame, hud)
@@ -233,12 +260,14 @@ class Session:
     def _hud(self, now: float) -> Hud:
         return {
             "numbers": self._numbers(),
-            "keys": [(name, code in self.keys.held) for code, name in self.cap_names.items()],
+            "keys": [(self.cap_names[same[0]], any(code in self.keys.held for code in same)) for same in self.caps],
             "recording": f"REC {self.recorder.num_frames / self.env.world_spec.fps:.0f} s" if self.recorder else "",
             "paused": self.paused,
             "banner": self._banner(),
             "note": self.note if now < self.note_until else "",
             "help": self.help_rows if self.helping else [],
+            "prompt": self.episode.prompt,
+            "typing": None if self.line is None else self.line.text,
         }
 
     def _numbers(self) -> list[tuple[str, str]]:

@@ -5,24 +5,30 @@ Knows worlds as folders and the engine; knows no episodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from engine import WorldSpec
+from engine import Preset, WorldModel, WorldSpec, read_card
 from inferix_env import worlds
 from inferix_env.engines import Seats
+from inferix_env.openings import Openings
 from inferix_env.rewards import RewardFn
+from inferix_env.scenes import Scenes
+from inferix_env.starts import Starts
 
 DTYPES = ("float32", "bfloat16")
 # What Gymnasium takes for "no horizon" beside None.
 ENDLESS = -1
+# What only a published checkpoint takes, beside a preset; the last ones have no argument of their own.
+EXTRAS = ("lora", "lora_alpha", "numerics", "prefer", "text_device", "text_cache")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
     """What to simulate and what to show of it; see `WorldSimEnv` for each.
 
@@ -40,6 +46,13 @@ class Settings:
     reward_fn: RewardFn | None
     deterministic: bool
     kv_dtype: str | None
+    preset: str | Preset | None = None
+    prompt: str | None = None
+    image: Any = None
+    base: str | Path | None = None
+    codec: str | None = None
+    size: tuple[int, int] | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("obs", self.obs, ("frame", "block"))
@@ -48,11 +61,45 @@ class Settings:
             raise ValueError(f"window {self.window}: expected at least 1 latent frame, or None for the world's own")
         if self.horizon is not None and self.horizon < 2:
             raise ValueError(f"max_episode_steps {self.horizon}: expected at least 2, or None")
+        unknown = sorted(set(self.extras) - set(EXTRAS))
+        if unknown:
+            raise TypeError(f"arguments {unknown}: expected those of the env, or some of {list(EXTRAS)}")
+        given = [name for name in ("prompt", "image", "base", "codec", "size") if getattr(self, name) is not None]
+        if self.preset is None and (given or self.extras):
+            raise ValueError(
+                f"{', '.join([*given, *self.extras])}: for published checkpoints only, which preset= says how to run"
+            )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The env's arguments, by name."""
+        given = {x.name: getattr(self, x.name) for x in fields(self) if x.name != "extras"}
+        return given | dict(self.extras)
 
     @property
     def horizon(self) -> int | None:
         """Steps after which an episode is truncated."""
         return None if self.max_episode_steps == ENDLESS else self.max_episode_steps
+
+    def find(self) -> tuple[Path, dict[str, Any]]:
+        """Where the world lies, and its card, which a published one has none of.
+
+        Raises:
+            ValueError: there is no such world.
+        """
+        if self.preset is not None:
+            path = Path(self.world).expanduser()
+            return path.resolve() if path.exists() else path, {}
+        folder = worlds.find(self.world)
+        return folder, read_card(folder)
+
+    def model(self, folder: Path) -> WorldModel:
+        """The world's model, shared within the process."""
+        if self.preset is None:
+            return worlds.model(folder, self.device, self.dtype)
+        given = {"base": self.base, "codec": self.codec, "size": self.size and tuple(self.size), **self.extras}
+        given = {name: value for name, value in given.items() if value is not None}
+        return worlds.published(self.world, self.device, self.dtype, preset=self.preset, **given)
 
     def claim(self, folder: Path, num_worlds: int) -> Seats:
         """Seats for so many worlds at the engine of these settings.
@@ -60,7 +107,7 @@ class Settings:
         Raises:
             ValueError: the device, the precision or the sizes are none that this machine or the engine has.
         """
-        model = worlds.model(folder, self.device, self.dtype)
+        model = self.model(folder)
         spec = model.spec
         return Seats(
             model,
@@ -70,6 +117,12 @@ class Settings:
             deterministic=self.deterministic,
             kv_dtype=self.kv_dtype,
         )
+
+    def openings(self, folder: Path, seats: Seats, frames_per_step: int) -> Openings:
+        """Where this world's episodes begin."""
+        if self.preset is None:
+            return Starts(folder, seats.engine.spec, frames_per_step)
+        return Scenes(seats, self.prompt, self.image)
 
     def observation_space(self, spec: WorldSpec, frames_per_step: int) -> gym.spaces.Box:
         """uint8 [H, W, 3], or all T frames of a step: [T, H, W, 3]."""

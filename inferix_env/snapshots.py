@@ -41,7 +41,7 @@ class Snapshot:
     def of(cls, state: EpisodeState, world: bytes, rng: np.random.Generator) -> Snapshot:
         """The snapshot of an episode whose world the engine has turned into bytes."""
         frames = state.frames if isinstance(state.frames, np.ndarray) else state.frames.cpu().numpy()
-        names = ("horizon", "steps", "end_probability", "over")
+        names = ("horizon", "steps", "end_probability", "over", *(["prompt"] if state.prompt is not None else []))
         return cls(world, frames, rng, {name: getattr(state, name) for name in names})
 
     def encode(self) -> bytes:
@@ -51,11 +51,12 @@ class Snapshot:
         return save(tensors, marks)
 
     @classmethod
-    def decode(cls, value: Any, shape: tuple[int, ...]) -> Snapshot:
+    def decode(cls, value: Any, shape: tuple[int, ...], fewest: int | None = None) -> Snapshot:
         """The snapshot of what `encode` returned.
 
         Args:
-            shape: of the frames that this env's steps have.
+            shape: [T, H, W, 3] of the frames that this env's steps have.
+            fewest: how many of T there may be, where not all steps have as many; T by default.
 
         Raises:
             ValueError: it is something else, or damaged, or of a newer version, or of another world.
@@ -66,9 +67,9 @@ class Snapshot:
             raise ValueError(f"the snapshot has version {version}, this package reads up to {VERSION}: update it")
         if checksum(tensors, text) != metadata.get("checksum"):
             raise ValueError("the snapshot is damaged: its checksum does not fit its contents")
-        if tensors["frames"].shape != shape:
-            given = list(tensors["frames"].shape)
-            raise ValueError(f"the snapshot's frames are {given}: expected {list(shape)}, of this env's world")
+        given = tensors["frames"].shape
+        if given[1:] != shape[1:] or not (fewest or shape[0]) <= given[0] <= shape[0]:
+            raise ValueError(f"the snapshot's frames are {list(given)}: expected {list(shape)}, of this env's world")
         told = json.loads(text)
         return cls(tensors["world"].tobytes(), tensors["frames"].copy(), generator(told["rng"]), told["episode"])
 

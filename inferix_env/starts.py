@@ -11,8 +11,21 @@ from PIL import Image, UnidentifiedImageError
 
 from engine import Start, WorldSpec, check_start
 from inferix_env import worlds
+from inferix_env.openings import Opening
 
 OPTIONS = ("start", "frames", "actions", "variables", "image")
+
+
+class Starts:
+    """Where the episodes of a world folder begin; a start's last frame is seen as often as a step has frames."""
+
+    def __init__(self, folder: Path, spec: WorldSpec, frames_per_step: int):
+        self.folder, self.spec, self.frames_per_step = folder, spec, frames_per_step
+
+    def opening(self, options: Mapping[str, Any], rng: np.random.Generator) -> Opening:
+        """See `make_start`."""
+        start = make_start(options, self.folder, self.spec, rng)
+        return Opening(start, start.frames[-1:].repeat(self.frames_per_step, axis=0))
 
 
 def make_start(options: Mapping[str, Any], folder: Path, spec: WorldSpec, rng: np.random.Generator) -> Start:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine import Block, World, WorldSpec
@@ -23,11 +24,12 @@ class EpisodeState:
 
     Attributes:
         world: what is simulated.
-        frames: of the last step, uint8 [T, H, W, 3]; after a reset the start's last frame, T times.
+        frames: of the last step, uint8 [T, H, W, 3]; after a reset those it begins with.
         horizon: the step that truncates the episode; None for no end but the world's.
         steps: how many there have been.
         end_probability: of the last step, asked before it was dreamed.
         over: terminated or truncated.
+        prompt: the one that holds; None where the world reads none.
     """
 
     world: World
@@ -36,20 +38,33 @@ class EpisodeState:
     steps: int = 0
     end_probability: float = 0.0
     over: bool = False
+    prompt: str | None = None
 
-    def advance(self, block: Block, frames: Frames) -> tuple[bool, bool]:
-        """Count a step that made `block`, whose frames come as the env shows them: terminated, truncated."""
-        self.frames, self.end_probability = frames, block.end_probability
+    def advance(self, block: Block, frames: Frames, prompt: str | None) -> tuple[bool, bool]:
+        """Count a step that made `block`, whose frames come as the env shows them, under a prompt: terminated,
+        truncated."""
+        self.frames, self.end_probability, self.prompt = frames, block.end_probability, prompt
         self.steps += 1
         truncated = self.horizon is not None and self.steps >= self.horizon
         self.over = block.terminated or truncated
         return block.terminated, truncated
 
-    def observation(self, obs: str) -> Frames:
-        """The last frame (obs "frame") or all of them ("block"); not a copy."""
-        return self.frames[-1] if obs == "frame" else self.frames
+    def observation(self, obs: str, count: int) -> Frames:
+        """The last frame (obs "frame"), or `count` of them ("block", see `filled`); maybe not a copy."""
+        return self.frames[-1] if obs == "frame" else filled(self.frames, count)
 
     def info(self, spec: WorldSpec) -> dict[str, Any]:
-        """What Gymnasium calls info: `frames`, `end_probability` and `variables`."""
+        """What Gymnasium calls info: `frames`, `end_probability`, `variables`, and a text world's `prompt`."""
         variables = {v.name: float(x) for v, x in zip(spec.variables, self.world.variables, strict=True)}
-        return {"frames": self.frames, "end_probability": self.end_probability, "variables": variables}
+        info = {"frames": self.frames, "end_probability": self.end_probability, "variables": variables}
+        return info if self.prompt is None else {**info, "prompt": self.prompt}
+
+
+def filled(frames: Frames, count: int) -> Frames:
+    """`count` frames: those given, [T, H, W, 3], after as many of the first of them as are missing."""
+    missing = count - len(frames)
+    if not missing:
+        return frames
+    if isinstance(frames, Tensor):
+        return torch.cat([frames[:1].expand(missing, *frames.shape[1:]), frames])
+    return np.concatenate([frames[:1].repeat(missing, axis=0), frames])

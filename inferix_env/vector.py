@@ -19,21 +19,30 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from engine import Block, Start, read_card
-from inferix_env import worlds
+from engine import Block, Preset
 from inferix_env.actions import space_of
-from inferix_env.batches import autoreset_mode_of, check_indices, conditions_of, options_of, seeds_of, worlds_of
+from inferix_env.batches import (
+    autoreset_mode_of,
+    check_indices,
+    chosen_seed,
+    conditions_of,
+    options_of,
+    rows_of,
+    seeds_of,
+    worlds_of,
+)
 from inferix_env.columns import DeviceTensors, HostArrays
 from inferix_env.env import check_alone
-from inferix_env.rewards import RewardFn, checked
+from inferix_env.openings import Opening
+from inferix_env.rewards import RewardFn, judged
 from inferix_env.settings import Settings, check_choice
 from inferix_env.snapshots import Snapshot
-from inferix_env.starts import make_start
-from inferix_env.state import EpisodeState, Frames
+from inferix_env.state import EpisodeState, Frames, filled
+from inferix_env.steering import first_blocks, prompt_after
 
 RENDER_MODES = ["rgb_array"]
 # How an episode is about to begin, checked: what is drawn with from then on, and where.
-Opening = tuple[np.random.Generator, Start | Snapshot]
+Beginning = tuple[np.random.Generator, Opening | Snapshot]
 
 
 class WorldSimVectorEnv(VectorEnv):
@@ -45,6 +54,10 @@ class WorldSimVectorEnv(VectorEnv):
     `infos["final_obs"]` and `infos["final_info"]` (SAME_STEP); or at a reset with `options["reset_mask"]` (DISABLED).
     The horizon is the env's own, reported as truncation.
 
+    Published worlds: see `WorldSimEnv`. N prompts are a tuple of strings, a Matrix-Game's actions a dict of arrays with
+    N rows. Where blocks differ in length, `infos["frames"]` has T rows a world, its first frame standing in for those
+    that are missing, and `infos["num_frames"]` says how many are its own.
+
     Args:
         num_envs: N.
         autoreset_mode: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled").
@@ -52,8 +65,9 @@ class WorldSimVectorEnv(VectorEnv):
             `gymnasium.wrappers.vector.HumanRendering` around.
         tensors: observations, rewards (float32), terminations, truncations and the frames in infos are torch tensors
             on the engine's device, which pictures never leave. `reward_fn` is given tensors too.
-        world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype: as for
-            `WorldSimEnv`. With `deterministic=False` a world's numbers depend, to rounding, on those beside it.
+        world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype, preset,
+            prompt, image, base, codec, size, extras: as for `WorldSimEnv`; `reward_fn` is asked world by world. With
+            `deterministic=False` a world's numbers depend, to rounding, on those beside it.
 
     Raises:
         ValueError: an argument names nothing this machine or package has.
@@ -77,21 +91,27 @@ class WorldSimVectorEnv(VectorEnv):
         kv_dtype: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         tensors: bool = False,
+        preset: str | Preset | None = None,
+        prompt: str | None = None,
+        image: Any = None,
+        base: str | Path | None = None,
+        codec: str | None = None,
+        size: tuple[int, int] | None = None,
+        **extras: Any,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs {num_envs}: expected at least 1")
         check_choice("render_mode of a vector env", render_mode, (None, *RENDER_MODES))
-        self.settings = Settings(
-            world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
-        )
+        common = world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
+        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras)
         self.num_envs, self.render_mode, self.reward_fn = num_envs, render_mode, reward_fn
         self.autoreset_mode = autoreset_mode_of(autoreset_mode)
-        self.folder = worlds.find(world)
-        self.card = read_card(self.folder)
+        self.folder, self.card = self.settings.find()
         self.seats = self.settings.claim(self.folder, num_worlds=num_envs)
         self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
         self.columns = DeviceTensors(self.engine.model.device) if tensors else HostArrays()
         self.frames_per_step = self.world_spec.block * self.engine.model.codec.frames_per_latent
+        self.openings = self.settings.openings(self.folder, self.seats, self.frames_per_step)
         fps = max(1, round(self.world_spec.fps))
         self.metadata = {**type(self).metadata, "render_fps": fps, "autoreset_mode": self.autoreset_mode}
         self.metadata |= {"torch": True} if tensors else {}
@@ -122,10 +142,8 @@ class WorldSimVectorEnv(VectorEnv):
         missing = [i for i, state in enumerate(self.states) if state is None and i not in chosen]
         if missing:
             raise ResetNeeded(f"worlds {missing} have no episode yet: reset all of them first, without reset_mask")
-        seeds = seeds_of(seed, self.num_envs)
-        openings = {i: self._opening(i, seeds[i], options_of(options, i, self.num_envs)) for i in chosen}
-        for i, opening in openings.items():
-            self._begin(i, opening)
+        seeds = seeds_of(chosen_seed(seed, options) if self.settings.preset else seed, self.num_envs)
+        self._begin({i: self._beginning(i, seeds[i], options_of(options, i, self.num_envs)) for i in chosen})
         return self._observations(), self._infos(chosen, {})
 
     def step(self, actions: Any):
@@ -140,19 +158,19 @@ class WorldSimVectorEnv(VectorEnv):
         if over and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
             raise ResetNeeded(f"the episodes of worlds {over} are over: reset them (options['reset_mask']) first")
         moving = [i for i in range(self.num_envs) if i not in over]
-        conditions = conditions_of(actions, self.world_spec, self.num_envs, moving)
-        openings = {i: self._opening(i, None, {}) for i in over}
+        rows = rows_of(actions, self.world_spec.actions, self.num_envs)
+        conditions = conditions_of(rows, states, self.seats, moving)
+        beginnings = {i: self._beginning(i, None, {}) for i in over}
         blocks = self.engine.step([states[i].world for i in moving], conditions) if moving else []
         outcome = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), np.bool_)
         for i, block, frames in zip(moving, blocks, self.columns.pictures(blocks), strict=True):
-            for column, value in zip(outcome, self._advance(states[i], block, frames), strict=True):
+            for column, value in zip(outcome, self._advance(states[i], rows[i], block, frames), strict=True):
                 column[i] = value
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            openings = {i: self._opening(i, None, {}) for i in moving if states[i].over}
-            infos = self._final(list(openings))
-        for i, opening in openings.items():
-            self._begin(i, opening)
+            beginnings = {i: self._beginning(i, None, {}) for i in moving if states[i].over}
+            infos = self._final(list(beginnings))
+        self._begin(beginnings)
         return self._observations(), *map(self.columns.column, outcome), self._infos(range(self.num_envs), infos)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -172,8 +190,9 @@ class WorldSimVectorEnv(VectorEnv):
         """World i goes on from a snapshot (see `WorldSimEnv.restore`): its observation and info, as they were."""
         self._check_open()
         check_indices([i], self.num_envs)
-        state = self._begin(i, self._opening(i, None, {"snapshot": value}))
-        return self._last(state), state.info(self.world_spec)
+        self._begin({i: self._beginning(i, None, {"snapshot": value})})
+        state = self._running()[i]
+        return self._last(state), self._info(state)
 
     def fork(self, i: int, onto: Sequence[int], seeds: Sequence[int] | None = None) -> None:
         """Make the worlds `onto` forks of world i, in its state and sharing its history.
@@ -197,41 +216,54 @@ class WorldSimVectorEnv(VectorEnv):
             self.seats.leave()
         self.states = []
 
-    def _opening(self, i: int, seed: int | None, options: Mapping[str, Any]) -> Opening:
+    def _beginning(self, i: int, seed: int | None, options: Mapping[str, Any]) -> Beginning:
         """How world i's next episode begins; nothing has changed yet."""
         if "snapshot" in options:
             check_alone(options, seed)
-            told = Snapshot.decode(options["snapshot"], (self.frames_per_step, *self.world_spec.frame, 3))
+            shape = (self.frames_per_step, *self.world_spec.frame, 3)
+            told = Snapshot.decode(options["snapshot"], shape, fewest=1 if self.settings.preset else None)
             return told.rng, told
         rng = copy.deepcopy(self.rngs[i]) if seed is None else None
         rng = rng or seeding.np_random(seed)[0]
-        return rng, make_start(options, self.folder, self.world_spec, rng)
+        return rng, self.openings.opening(options, rng)
 
-    def _begin(self, i: int, opening: Opening) -> EpisodeState:
-        rng, source = opening
+    def _begin(self, beginnings: Mapping[int, Beginning]) -> None:
+        """Begin episodes; first blocks that have to be dreamed are dreamed in one call."""
+        try:
+            for i, beginning in beginnings.items():
+                self.states[i], self.rngs[i] = self._begun(i, beginning), beginning[0]
+        finally:  # those that have begun are whole, whatever became of the others
+            blank = [state for state in self.states if state is not None and not len(state.frames)]
+            blocks = first_blocks([state.world for state in blank], self.seats)
+            pictures: Sequence[Any] = self.columns.pictures(blocks)
+            for state, frames in zip(blank, pictures, strict=True):
+                state.frames = frames
+
+    def _begun(self, i: int, beginning: Beginning) -> EpisodeState:
+        """World i's next episode, its world opened; without frames where the first block is still to be dreamed."""
+        rng, source = beginning
         if isinstance(source, Snapshot):
             world = self.seats.restore(i, source.world)
-            state = EpisodeState(world, self.columns.shown(source.frames), **source.episode)
-        else:
-            world = self.seats.open(i, source, int(rng.integers(2**63)))
-            frames = source.frames[-1:].repeat(self.frames_per_step, axis=0)
-            state = EpisodeState(world, self.columns.shown(frames), self.settings.horizon)
-        self.states[i], self.rngs[i] = state, rng
-        return state
+            return EpisodeState(world, self.columns.shown(source.frames), **source.episode)
+        world = self.seats.open(i, source.start, int(rng.integers(2**63)))
+        frames = np.zeros((0, *self.world_spec.frame, 3), np.uint8) if source.frames is None else source.frames
+        return EpisodeState(world, self.columns.shown(frames), self.settings.horizon, prompt=source.prompt)
 
-    def _advance(self, state: EpisodeState, block: Block, frames: Any) -> tuple[float, bool, bool]:
+    def _advance(self, state: EpisodeState, action: Any, block: Block, frames: Any) -> tuple[float, bool, bool]:
         """Reward, terminated and truncated of one world's step."""
-        terminated, truncated = state.advance(block, frames)
+        terminated, truncated = state.advance(block, frames, prompt_after(action, state))
         if self.reward_fn is None:
             return block.reward, terminated, truncated
-        return checked(self.reward_fn(frames, state.info(self.world_spec)), self.reward_fn), terminated, truncated
+        reward, ends = judged(self.reward_fn, frames, action, state.info(self.world_spec))
+        state.over = state.over or ends
+        return reward, terminated or ends, truncated
 
     def _final(self, ended: Sequence[int]) -> dict[str, Any]:
         """What was seen last of worlds that are reset within the step."""
         infos: dict[str, Any] = {}
         for i in ended:
             state = self._running()[i]
-            last = {"final_obs": self._last(state), "final_info": state.info(self.world_spec)}
+            last = {"final_obs": self._last(state), "final_info": self._info(state)}
             infos = self._add_info(infos, last, i)
         return infos
 
@@ -239,15 +271,23 @@ class WorldSimVectorEnv(VectorEnv):
         """`infos` and the infos of these worlds."""
         states = self._running()
         for i in rows:
-            infos = self._add_info(infos, states[i].info(self.world_spec), i)
+            infos = self._add_info(infos, self._info(states[i]), i)
         return self.columns.infos(infos)
+
+    def _info(self, state: EpisodeState) -> dict[str, Any]:
+        """A world's info, of the same shapes for all worlds."""
+        info = state.info(self.world_spec)
+        if self.settings.preset is None:
+            return info
+        return {**info, "frames": filled(state.frames, self.frames_per_step), "num_frames": len(state.frames)}
 
     def _last(self, state: EpisodeState) -> Frames:
         """A world's observation, a copy."""
-        return self.columns.stack([state.observation(self.settings.obs)])[0]
+        return self.columns.stack([state.observation(self.settings.obs, self.frames_per_step)])[0]
 
     def _observations(self) -> Any:
-        return self.columns.stack([state.observation(self.settings.obs) for state in self._running()])
+        rows = [state.observation(self.settings.obs, self.frames_per_step) for state in self._running()]
+        return self.columns.stack(rows)
 
     def _check_open(self) -> None:
         if self.closed:

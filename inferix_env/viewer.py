@@ -23,17 +23,23 @@ from inferix_env.hud import Hud, Painter
 LARGEST = (960, 720)  # pixels of a picture, where the screen has them
 STRIP = 76  # height of the strip of numbers below the picture
 SMALLEST = (640, 320)  # the picture's room in a window with a strip, whose texts need it
+REPEAT = (400, 40)  # milliseconds until a held key repeats while text is typed, and between repeats
 NAP = 0.01  # seconds between two looks at the events while waiting
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a window: kind "press" or "release" of a key, "leave" (it lost the keyboard), "expose" (it has
-    to be drawn again) or "close". `code` is pygame's code of the key, `name` its name: "left", "a", "f1"."""
+    """What happened to a window: kind "press" or "release" of a key, "text" (typed, while `Window.listen` is on),
+    "motion" of the mouse, "leave" (it lost the keyboard), "expose" (it has to be drawn again) or "close".
+
+    `code` is pygame's code of the key, `name` its name: "left", "a", "f1", or the text. `moved` is how many pixels the
+    mouse went right and down.
+    """
 
     kind: str
     code: int = 0
     name: str = ""
+    moved: tuple[float, float] = (0, 0)
 
 
 class Window:
@@ -110,6 +116,15 @@ class Window:
             return [Event("close")]
         return [event for raw in pygame.event.get() for event in translated(raw)]
 
+    def listen(self, on: bool) -> None:
+        """Make events of typed text, and repeat keys that are held; or end that."""
+        if on:
+            pygame.key.start_text_input()
+            pygame.key.set_repeat(*REPEAT)
+        else:
+            pygame.key.stop_text_input()
+            pygame.key.set_repeat()
+
     def key_name(self, code: int) -> str:
         """pygame's name of a key's code: "left", "a", "space", "f1", "escape"."""
         return pygame.key.name(code)
@@ -161,6 +176,11 @@ def translated(event: pygame.Event) -> list[Event]:
     """A pygame event by its plain name; none for what nobody needs."""
     if event.type in (pygame.KEYDOWN, pygame.KEYUP):
         return [Event("press" if event.type == pygame.KEYDOWN else "release", event.key, pygame.key.name(event.key))]
+    if event.type == pygame.TEXTINPUT:
+        return [Event("text", name=event.text)]
+    if event.type == pygame.MOUSEMOTION:
+        moved = getattr(event, "rel", (0, 0))
+        return [Event("motion", moved=moved)] if any(moved) else []
     kinds = {
         pygame.QUIT: "close",
         pygame.WINDOWCLOSE: "close",

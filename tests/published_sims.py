@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from tests import published as p
 SIZE = (32, 48)
 STEPS = (1000, 500)
 TINY_VAE = WanVaeSpec(channels=16, width=4, multiples=(1, 2, 2, 2), depth=1)
+# As in the real ones, what a world gives to an elementwise function fills whole vectors: else their tails, which are
+# computed by other means, would fall on other elements in a batch.
+TEXT = replace(p.TINY_T2V, width=64, ffn=128)
+SPECS = {"text": TEXT, "game": replace(p.TINY_ACTIONS, width=64, ffn=128)}
 OWN = ("max_worlds", "deterministic", "kv_dtype", "offload", "policy")
 _folder = tempfile.TemporaryDirectory(prefix="published")
 
@@ -37,8 +41,7 @@ def checkpoint(kind: str = "text") -> Path:
     """A file of a "text" world, or of a Matrix-Game "game"; a tiny Wan2.1_VAE.pth lies beside it."""
     folder = Path(_folder.name)
     p.write_torch(folder / "Wan2.1_VAE.pth", tiny_vae().state_dict())
-    spec = p.TINY_T2V if kind == "text" else p.TINY_ACTIONS
-    return p.write_safetensors(folder / f"{kind}.safetensors", p.prefixed(p.tiny_wan_tensors(spec)))
+    return p.write_safetensors(folder / f"{kind}.safetensors", p.prefixed(p.tiny_wan_tensors(SPECS[kind])))
 
 
 def tiny_vae() -> WanVae:
@@ -59,8 +62,8 @@ def preset(kind: str = "text", window: int | None = 6, sink: int = 1, block: int
         block=block,
         size=SIZE,
         mode="universal" if kind == "game" else "",
-        head_width=40,
-        text_tokens=12,
+        head_width=TEXT.head_width,
+        text_tokens=TEXT.text_tokens,
     )
 
 
@@ -118,9 +121,7 @@ class Made:
 def step(sim: Engine, worlds: list[World], conditions: list[Condition]) -> list[Made]:
     counts = [sim.spec.block_at(w.table.length) for w in worlds]
     blocks = sim.step(worlds, conditions)
-    return [
-        Made(b.frames, w.latents[-c:].clone()) for b, w, c in zip(blocks, worlds, counts, strict=True)
-    ]
+    return [Made(b.frames, w.latents[-c:].clone()) for b, w, c in zip(blocks, worlds, counts, strict=True)]
 
 
 def roll(
@@ -224,7 +225,7 @@ class PlainRollout:
 
     def rewrite(self) -> None:
         """The last clean latents once more, all seeing each other."""
-        if not len(self.latents):
+        if not len(self.latents) or not self.rollout.rewrite:
             return
         last = self.latents if self.window is None else self.latents[-self.window :]
         start = len(self.latents) - len(last)
@@ -242,11 +243,13 @@ class PlainRollout:
         none = torch.zeros(1, count, 0)
         condition = Condition(none, none, Context.stack([self.context]))
         made, _ = self.sim.given.denoiser(
-            latents[None], torch.full((1, count), level), torch.arange(start, start + count)[None], condition, self.cache
+            latents[None],
+            torch.full((1, count), level),
+            torch.arange(start, start + count)[None],
+            condition,
+            self.cache,
         )
         return made[0].float()
 
     def draw(self, draw: int, frames: int) -> Tensor:
         return SeededNoise(self.seed).latent(self.block, draw, (frames, *self.sim.spec.latent))
-
-

@@ -204,14 +204,45 @@ def test_bad_arguments_are_named(endless, arguments, message):
 
 
 def test_reward_fn_replaces_the_head_and_is_checked(endless):
-    env = WorldSimEnv(world=endless, reward_fn=lambda frames, info: float(frames.mean()))
+    env = WorldSimEnv(world=endless, reward_fn=lambda frames, action, info: (float(frames.mean()) + action, False))
     env.reset(seed=0)
     obs, reward, *_ = env.step(1)
-    assert reward == pytest.approx(float(obs.mean()))
-    env = WorldSimEnv(world=endless, reward_fn=lambda frames, info: float("nan"))
+    assert reward == pytest.approx(float(obs.mean()) + 1)
+    for wrong in (float("nan"), None, "much", (1.0, 2.0), (1.0, "no"), (1.0, True, {}), (None, False)):
+        env = WorldSimEnv(world=endless, reward_fn=lambda frames, action, info, wrong=wrong: wrong)
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match=r"expected \(reward, terminated\)"):
+            env.step(1)
+
+
+def test_reward_fn_may_end_an_episode_or_leave_that_to_the_world(endless, tiny):
+    env = WorldSimEnv(world=endless, reward_fn=lambda frames, action, info: (1.0, action == 2))
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="finite"):
+    assert env.step(1)[1:4] == (1.0, False, False)
+    assert env.step(2)[1:4] == (1.0, True, False)
+    with pytest.raises(ResetNeeded):
         env.step(1)
+    env.reset()
+    assert not env.over
+    for answer in (3, (3, False)):  # the world's own end stands
+        env = WorldSimEnv(world=tiny, reward_fn=lambda frames, action, info, answer=answer: answer)
+        ends = [row[2] for row in play(env, [1] * 40)]
+        assert ends == [False] * (len(ends) - 1) + [True]
+
+
+def test_actions_may_be_given_for_every_frame(tmp_path):
+    env = WorldSimEnv(make_world(tmp_path / "two", end_bias=-80.0, block=2))
+    held, each = play(env, [1, 2, 1]), play(env, [np.array([1, 1]), [2, 2], np.array([1, 1])])
+    assert same(held, each)
+    assert not same(held, play(env, [[1, 0], 2, 1]))
+    with pytest.raises(ValueError, match="each of 3 frames: expected 2, the frames of this step"):
+        env.step([1, 2, 0])
+    with pytest.raises(ValueError, match="expected an integer from 0 to 2"):
+        env.step([1, 7])
+    single = WorldSimEnv(make_world(tmp_path / "one"))
+    single.reset(seed=0)
+    with pytest.raises(ValueError, match="expected an integer"):
+        single.step([1])
 
 
 def test_render_modes(endless, monkeypatch):

@@ -65,17 +65,24 @@ def test_custom_reward(world):
 
 
 def test_custom_reward_takes_the_place_of_the_head(world, monkeypatch):
-    monkeypatch.setattr(custom_reward, "calm", lambda frames, info: len(frames) + 7)
+    monkeypatch.setattr(custom_reward, "calm", lambda frames, action, info: (len(frames) + 7 + action, action == 2))
     per_step = WorldSimEnv(world=world).world_spec.block
-    assert custom_reward.main(world, steps=2) == [7 + per_step] * 3
+    assert custom_reward.main(world, steps=2) == [7 + per_step, 8 + per_step, 9 + per_step]
+
+
+def test_custom_reward_may_end_an_episode(world, capsys, monkeypatch):
+    monkeypatch.setattr(custom_reward, "calm", lambda frames, action, info: (0.0, action == 2))
+    custom_reward.main(world, steps=2)
+    lengths = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lengths == ["2 steps", "2 steps", "1 steps"]
 
 
 def test_calm_likes_no_fire_and_no_end():
     blue, red = np.zeros((2, 1, 4, 4, 3), np.uint8)
     blue[..., 2], red[..., 0] = 255, 255
     safe, deadly = {"end_probability": 0.0}, {"end_probability": 0.5}
-    assert (custom_reward.calm(blue, safe), custom_reward.calm(red, safe)) == (1.0, 0.0)
-    assert custom_reward.calm(blue, deadly) == 0.5
+    assert (custom_reward.calm(blue, 0, safe), custom_reward.calm(red, 0, safe)) == ((1.0, False), (0.0, True))
+    assert custom_reward.calm(blue, 0, deadly) == (0.5, False)
 
 
 def test_forks_share_a_past_and_each_future_is_that_of_its_action(world, tmp_path):

@@ -8,12 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import ContinuousActions, DictActions, DiscreteActions
+from engine import BinaryActions, ContinuousActions, DictActions, DiscreteActions, TextActions
 from inferix_env.scripts import load_script, parse_script, read_jsonl_script, spec_of_space
 
 MOVES = DiscreteActions(3, ("none", "left", "right"))
 VECTOR = ContinuousActions((-1.0, -1.0), (1.0, 1.0))
 PAD = DictActions((("w", DiscreteActions(2)), ("move", DiscreteActions(3, ("stay", "on", "back"))), ("look", VECTOR)))
+
+KEYS = BinaryActions(4, ("forward", "back", "left", "right"))
+GAME = DictActions((("keyboard", KEYS), ("mouse", VECTOR)))
+RUNNER = DictActions((("keyboard", BinaryActions(3, ("nomove", "jump", "slide"))),))
+TEXT = TextActions(40)
 
 
 def same(given, expected) -> bool:
@@ -59,9 +64,49 @@ def test_named_parts():
     assert script[2]["look"].dtype == np.float32
 
 
+def test_keys_by_name():
+    script = parse_script("forward+left*2, mouse(0,0.1)*2, Back + mouse(0.1,0), keyboard(0,1,1,0), noop", GAME)
+    still, run = [0, 0, 0, 0], [1, 0, 1, 0]
+    keys = [run, run, still, still, [0, 1, 0, 0], [0, 1, 1, 0], still]
+    mouse = [[0, 0], [0, 0], [0, 0.1], [0, 0.1], [0.1, 0], [0, 0], [0, 0]]
+    assert [a["keyboard"].tolist() for a in script] == keys
+    assert np.allclose([a["mouse"] for a in script], mouse)
+    assert {(a["keyboard"].dtype.name, a["mouse"].dtype.name) for a in script} == {("int8", "float32")}
+    assert [a.tolist() for a in parse_script("left+back, noop", KEYS)] == [[0, 1, 1, 0], still]
+
+
+def test_the_key_that_stands_for_none_gives_way():
+    keys = [a["keyboard"].tolist() for a in parse_script("noop, jump, nomove, slide*1", RUNNER)]
+    assert keys == [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('"a red fox"*2, ""*2, "it runs"', ["a red fox", "a red fox", "", "", "it runs"]),
+        ('"one, two (three*4" * 2', ["one, two (three*4"] * 2),
+        (r'"says \"go\" \\ now"', [r'says "go" \ now']),
+        ("noop, none*2", ["", "", ""]),
+    ],
+)
+def test_prompts_in_quotes(text, expected):
+    assert parse_script(text, TEXT) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "actions", "column", "problem"),
     [
+        ('"a fox"*2, fox', TEXT, 11, "double quotes"),
+        ('"a fox*2', TEXT, 0, "double quotes"),
+        ('"a", "b" "c"', TEXT, 5, "double quotes"),
+        ('"a fox"*x', TEXT, 8, "count 'x'"),
+        ('"a", ', TEXT, 5, "expected an action"),
+        (f'"a", "{"b" * 41}"', TEXT, 5, "expected at most 40"),
+        ("forward+jump", GAME, 8, "no action 'jump'"),
+        ("left+back+Left", GAME, 10, "'left' stands twice"),
+        ("left+keyboard(0,0,0,0)", GAME, 5, "'keyboard' stands twice"),
+        ("mouse", GAME, 0, "takes 2 numbers"),
+        ("keyboard(0,2,0,0)", GAME, 9, "expected 4 numbers from 0 to 1"),
         ("right*12, lefft*4", MOVES, 10, "no action 'lefft'"),
         ("", MOVES, 0, "expected an action"),
         ("right, ,left", MOVES, 7, "expected an action"),
@@ -105,6 +150,8 @@ def test_what_is_known_is_listed():
         parse_script("x", MOVES)
     with pytest.raises(ValueError, match=r"known: w, move, look\(x,x\), noop"):
         parse_script("x", PAD)
+    with pytest.raises(ValueError, match=r"known: forward, back, left, right, mouse\(x,x\), noop"):
+        parse_script("x", GAME)
 
 
 def test_the_caret_stays_right_on_a_late_line_and_in_a_long_one():
@@ -123,7 +170,7 @@ def test_runs_come_back_as_they_were_written(runs):
     assert parse_script(text, MOVES) == [action for action, count in runs for _ in range(count)]
 
 
-@given(st.text(alphabet="left()*+,. 012w\n", max_size=30), st.sampled_from([MOVES, VECTOR, PAD]))
+@given(st.text(alphabet='left()*+,. 012w"\\\n', max_size=30), st.sampled_from([MOVES, VECTOR, PAD, GAME, TEXT]))
 def test_any_text_gives_valid_actions_or_a_value_error(text, actions):
     with contextlib.suppress(ValueError):
         script = parse_script(text, actions)
@@ -152,6 +199,13 @@ def test_jsonl_of_vectors_and_parts(tmp_path):
     assert all(same(a, {"w": 1, "move": 1, "look": [0, 0.5]}) for a in script)
 
 
+def test_jsonl_of_prompts_and_keys(tmp_path):
+    assert read_jsonl_script(write(tmp_path, '"a fox"', '{"action": ""}'), TEXT) == ["a fox", ""]
+    [action] = read_jsonl_script(write(tmp_path, '{"keyboard": [1, 0, 0, 1], "mouse": [0, 0.1]}'), GAME)
+    assert same(action, {"keyboard": [1, 0, 0, 1], "mouse": np.float32([0, 0.1])})
+    assert action["keyboard"].dtype == np.int8
+
+
 def test_a_part_called_action_is_no_wrapping(tmp_path):
     actions = DictActions((("action", DiscreteActions(3)),))
     assert read_jsonl_script(write(tmp_path, '{"action": 2}'), actions) == [{"action": 2}]
@@ -170,12 +224,16 @@ def test_a_part_called_action_is_no_wrapping(tmp_path):
         ("[0]", VECTOR, r"line 2: action .*expected 2 finite"),
         ('"x"', VECTOR, r"line 2: action 'x': expected 2 numbers"),
         ('{"action": {"w": 1}}', PAD, r"line 2: action \['w'\]"),
+        ("3", TEXT, r"line 2: action 3: expected a prompt"),
+        ('{"keyboard": [2, 0, 0, 0], "mouse": [0, 0]}', GAME, r"line 2: action .*expected 4 zeros and ones"),
+        ('{"keyboard": "w", "mouse": [0, 0]}', GAME, r"line 2: action 'w': expected 4 zeros and ones"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, actions, problem):
-    good = {MOVES: "1", VECTOR: "[0, 0]", PAD: '{"w": 1, "move": 0, "look": [0, 0]}'}[actions]
+    good = {MOVES: "1", VECTOR: "[0, 0]", PAD: '{"w": 1, "move": 0, "look": [0, 0]}', TEXT: '""'}
+    good[GAME] = '{"keyboard": [0, 0, 0, 0], "mouse": [0, 0]}'
     with pytest.raises(ValueError, match=problem):
-        read_jsonl_script(write(tmp_path, good, line), actions)
+        read_jsonl_script(write(tmp_path, good[actions], line), actions)
 
 
 def test_files_that_hold_nothing_or_are_not_there(tmp_path):

@@ -319,17 +319,56 @@ def test_tensors_hold_the_same_values_on_the_device(tiny, mode):
 
 
 def test_rewards_of_the_users_own(endless):
-    def brightness(frames, info):
+    def brightness(frames, action, info):
         assert frames is info["frames"]
-        return float(frames.mean())
+        return float(frames.mean()) + 10 * action
 
     envs = WorldSimVectorEnv(2, world=endless, reward_fn=brightness)
     envs.reset(seed=0)
     obs, rewards, *_ = envs.step([1, 2])
-    assert rewards == pytest.approx(obs.mean(axis=(1, 2, 3)))
-    tensors = WorldSimVectorEnv(2, world=endless, reward_fn=lambda frames, info: frames.float().mean(), tensors=True)
+    assert rewards == pytest.approx(obs.mean(axis=(1, 2, 3)) + np.array([10, 20]))
+    tensors = WorldSimVectorEnv(
+        2,
+        world=endless,
+        reward_fn=lambda frames, action, info: (frames.float().mean() + 10 * action, False),
+        tensors=True,
+    )
     tensors.reset(seed=0)
     assert tensors.step([1, 2])[1].numpy() == pytest.approx(rewards)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_ends_of_the_users_own_are_ends(endless, mode):
+    def touched(frames, action, info):
+        return 5.0, bool(action == 2)
+
+    envs = WorldSimVectorEnv(2, world=endless, reward_fn=touched, autoreset_mode=mode)
+    envs.reset(seed=0)
+    obs, rewards, terminated, truncated, infos = envs.step([2, 1])
+    assert terminated.tolist() == [True, False]
+    assert not truncated.any()
+    if mode is SAME:
+        assert infos["_final_obs"].tolist() == [True, False]
+        assert not np.array_equal(infos["final_obs"][0], obs[0])
+    if mode is DISABLED:
+        with pytest.raises(ResetNeeded, match=r"worlds \[0\] are over"):
+            envs.step([1, 1])
+        envs.reset(options={"reset_mask": terminated})
+    rewards, terminated = envs.step([1, 1])[1:3]
+    assert not terminated.any()
+    assert rewards.tolist() == [0.0 if mode is NEXT else 5.0, 5.0]
+
+
+def test_actions_may_be_given_for_every_frame(tmp_path):
+    envs = WorldSimVectorEnv(2, world=make_world(tmp_path, end_bias=-80.0, block=2))
+    envs.reset(seed=0)
+    held = envs.step([1, 2])[0]
+    envs.reset(seed=0)
+    assert np.array_equal(envs.step([[1, 1], 2])[0], held)
+    envs.reset(seed=0)
+    assert not np.array_equal(envs.step(np.array([[0, 1], [2, 2]]))[0][0], held[0])
+    with pytest.raises(ValueError, match=r"world 1: .* expected 2, .*no world has moved"):
+        envs.step([1, [1, 1, 1]])
 
 
 @pytest.mark.parametrize("tensors", [False, True])

@@ -22,6 +22,8 @@ EMPTY: Hud = {
     "banner": ("", ""),
     "note": "",
     "help": [],
+    "prompt": "",
+    "typing": None,
 }
 
 

@@ -58,6 +58,8 @@ def replay(path: Path, device: str) -> tuple[Case | None, str]:
         KINDS[kind](case, device)
     except ValueError as error:
         return case, str(error)
+    except KeyError as error:
+        return case, f"the recording lacks {error}"
     # A recording may contradict itself in ways that only show where it is used: the other files go on.
     except Exception as error:
         return case, f"could not be replayed to its end ({type(error).__name__}: {error})"
@@ -69,17 +71,15 @@ def report(path: Path, case: Case | None, problem: str, seconds: float, quiet: b
     rows = sorted(case.rows, key=lambda row: -row.share) if case else []
     missing = case.missing() if case else []
     passed = not problem and all(row.passed for row in rows) and not missing
-    told = (
-        f"{len(rows)} outputs of {case.info['kind']}, tolerance {case.told}, {seconds:.1f} s" if rows and case else ""
-    )
-    print(
-        f"{path.name}: {'ok' if passed else 'MISS'}{': ' if problem or told else ''}{' '.join(problem.split()) or told}"
-    )
+    told = f"{len(rows)} outputs of {case.info['kind']}, tolerance {case.told}, {seconds:.1f} s" if case else ""
+    print(f"{path}: {'ok' if passed else 'MISS'}: {' '.join(problem.split()) or told}")
     for row in rows:
         if not quiet or row is rows[0] or not row.passed:
             print(row)
-    for name in missing:
+    for name in missing if not problem else ():
         print(f"  {name:32} MISS: nothing was computed to compare with")
+    if missing and problem:
+        print(f"  {len(missing)} outputs were not compared: {', '.join(missing)}")
     return passed
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 import engine
 from benchmarks.parity.case import Case
+from benchmarks.parity.presets import preset_of
 from benchmarks.parity.probe import CONTEXTS, Probe, shaped
-from benchmarks.parity.rollouts import Replay, preset_of
+from benchmarks.parity.worlds import Replay
 from engine import Condition, Context
 from engine.kv.view import CausalView
 from engine.schedule import Pass

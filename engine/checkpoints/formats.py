@@ -74,7 +74,7 @@ def _refuse_what_is_no_weights(path: Path, start: bytes, size: int) -> None:
         raise ValueError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` in its folder, or {AGAIN}")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError(f"{path} is a web page, not weights: {AGAIN}, from the file's download link")
-    if start.startswith(b"\x80") or start[257:262] == b"ustar":
+    if (start.startswith(b"\x80") and start[8:9] != b"{") or start[257:262] == b"ustar":
         raise ValueError(f"{path} is a pickle of an old format, which cannot be mapped to memory: {_convert(path)}")
 
 

@@ -43,8 +43,13 @@ class PageTable:
     def reach(self, policy: KVPolicy) -> Reach:
         """What the block at `length` may see."""
         where = dict(zip(self.positions, self.pages, strict=True))
-        always, choices = policy.visible(self.length, self.origin), policy.choices(self.length)
+        always, choices = self._wanted(policy)
         return Reach(always, [where[p] for p in always], choices, [where[p] for p in choices])
+
+    def _wanted(self, policy: KVPolicy) -> tuple[list[int], list[int]]:
+        """Positions that the next block always sees, and those that it chooses from."""
+        always = policy.visible(self.length, self.origin)
+        return always, [p for p in policy.choices(self.length) if p >= self.origin and p not in always]
 
     def commit(self, policy: KVPolicy) -> list[int]:
         """Make the block in flight history; return the pages that no later block can see."""
@@ -56,11 +61,21 @@ class PageTable:
 
     def keep(self, policy: KVPolicy) -> list[int]:
         """Drop the pages that no later block can see, and return them."""
-        seen = {*policy.visible(self.length, self.origin), *policy.choices(self.length)}
+        always, choices = self._wanted(policy)
+        return self.drop({*self.positions} - {*always, *choices})
+
+    def drop(self, positions: set[int]) -> list[int]:
+        """Forget the pages at some positions, and return them."""
         rows = list(zip(self.positions, self.pages, strict=True))
-        self.positions = [p for p, _ in rows if p in seen]
-        self.pages = [page for p, page in rows if p in seen]
-        return [page for p, page in rows if p not in seen]
+        self.positions = [p for p, _ in rows if p not in positions]
+        self.pages = [page for p, page in rows if p not in positions]
+        return [page for p, page in rows if p in positions]
+
+    def put(self, positions: list[int]) -> None:
+        """Make the pages in flight history at positions that hold none."""
+        rows = sorted([*zip(self.positions, self.pages, strict=True), *zip(positions, self.in_flight, strict=True)])
+        self.positions, self.pages = [p for p, _ in rows], [page for _, page in rows]
+        self.in_flight = []
 
     def outside(self, policy: KVPolicy) -> list[int]:
         """Places in the table of pages that have left the window and are no sinks: what may live on the host."""

@@ -31,6 +31,7 @@ class CodecConfig:
 
     Attributes:
         freeze_encoder: train the decoder alone: latents, and a denoiser of them, stay what they are.
+        texture: weight of matching local contrast wherever it lies, which errors of single pixels do not reward.
         adversarial: the discriminator's gradient as a share of the other terms' at the decoder's last layer; 0 is
             none, and no discriminator is made.
         adversarial_after: steps for which the discriminator learns and the decoder does not hear it yet.
@@ -47,13 +48,14 @@ class CodecConfig:
     laplacian: float = 1.0
     squared: float = 2.0
     freeze_encoder: bool = False
+    texture: float = 0.0
     adversarial: float = 0.0
     adversarial_after: int = 100
     matching: float = 0.0
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=6_000, batch=16, lr=6e-4, ema=0.99))
 
     def __post_init__(self) -> None:
-        for name in ("adversarial", "adversarial_after", "matching"):
+        for name in ("texture", "adversarial", "adversarial_after", "matching"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"codec.{name} {getattr(self, name)}: expected a finite number of at least 0")
 
@@ -171,7 +173,22 @@ def pixel_loss(out: Tensor, now: Tensor, past: Tensor, rarity: ColourRarity, con
     absolute = (weights * error.abs()).mean()
     edges = (weights * laplacian(error).abs()).mean()
     squared = (weights * error.square()).mean()
-    return absolute + config.laplacian * edges + config.squared * squared
+    total = absolute + config.laplacian * edges + config.squared * squared
+    return total + config.texture * texture_distance(out, now) if config.texture else total
+
+
+def texture_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute distance of the log contrast of two signals [B, 3, H, W], at full, half and quarter size.
+
+    A pixel that cannot be known is best guessed flat; that a floor is grainy can be known. The contrast of a place is
+    the mean |Laplacian| of its 5x5, the floor of 0.01 about one grey level.
+    """
+    distances = []
+    for size in (1, 2, 4):
+        contrast = (laplacian(F.avg_pool2d(x, size)).abs().mean(1, keepdim=True) for x in (a, b))
+        logs = [torch.log(F.avg_pool2d(x, 5, stride=1, padding=2) + 0.01) for x in contrast]
+        distances.append((logs[0] - logs[1]).abs().mean())
+    return torch.stack(distances).mean()
 
 
 def last_weight(codec: AutoEncoder) -> Tensor:

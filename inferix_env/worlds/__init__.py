@@ -1,13 +1,16 @@
 """Shipped worlds, and how a name or a path becomes one. Weights are immutable and shared within a process.
 
-A world is a folder: world.json (the card), model.safetensors, starts.npz (openings of real episodes).
+A world is a folder: world.json (the card), model.safetensors, starts.npz (openings of real episodes); or a published
+checkpoint, which is found and opened by the engine.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from engine import WorldModel
 
 HERE = Path(__file__).parent
+# Published models that are in use, and the one that was asked for last.
+PUBLISHED: weakref.WeakValueDictionary[tuple, WorldModel] = weakref.WeakValueDictionary()
+LAST: deque[WorldModel] = deque(maxlen=1)
 
 
 def shipped() -> list[str]:
@@ -34,7 +40,10 @@ def find(world: str | Path) -> Path:
     for folder in (named, Path(world).expanduser()):
         if (folder / "world.json").is_file():
             return folder.resolve()
-    raise ValueError(f"no world {str(world)!r}: expected one of {shipped()}, or a folder with world.json")
+    raise ValueError(
+        f"no world {str(world)!r}: expected one of {shipped()}, a folder with world.json, or a published checkpoint "
+        "together with preset="
+    )
 
 
 def model(folder: Path, device: str, dtype: torch.dtype | str | None) -> WorldModel:
@@ -42,6 +51,26 @@ def model(folder: Path, device: str, dtype: torch.dtype | str | None) -> WorldMo
     import engine
 
     return _load(engine.load, folder, device, dtype, (folder / "model.safetensors").stat().st_mtime_ns)
+
+
+def published(source: str | Path, device: str, dtype: torch.dtype | str | None, **extras: Any) -> WorldModel:
+    """The model of a published checkpoint (see `engine.load`), loaded once for each set of arguments and again if its
+    file changes. Those that an env has are shared; of the others, which are large, only the last one is kept.
+
+    Raises:
+        ValueError: as `engine.load` does.
+    """
+    import engine
+
+    path = Path(source).expanduser().resolve()
+    found = path if path.exists() else str(source)
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    key = (found, device, str(dtype), stamp, *sorted(extras.items()))
+    made = PUBLISHED.get(key)
+    if made is None:
+        made = PUBLISHED[key] = engine.load(found, device, dtype, **extras)
+    LAST.append(made)
+    return made
 
 
 @lru_cache(maxsize=4)
