@@ -51,7 +51,8 @@ class Extras:
 
     Attributes:
         base: a folder with the VAE and the encoders, if they are not beside the denoiser.
-        lora: a low-rank adapter to merge (LongLive); by default the one published beside the denoiser, if it is there.
+        lora: a low-rank adapter to merge; by default, for LongLive's presets, the one published beside the denoiser.
+            "none" takes the weights as they are, such as those of a file that it was merged into.
         lora_alpha: the adapter's; its rank by default, which makes its scale 1.
         codec: "vae", "tiny" (TAEHV, 25 times cheaper, softer), or "preview" (no weights: three latent channels).
         size: (H, W) in pixels, multiples of 16; the preset's by default.
@@ -150,7 +151,7 @@ def open_published(
     sizes = wan_spec_of(tensors.shapes, preset.head_width, preset.text_tokens)
     sizes = replace(sizes, published=extras.numerics == "published")
     spec = world_spec(path.stem, sizes, preset, extras)
-    lora = extras.lora or (extras.find([Path(x).name for x in LORAS]) if "longlive" in path.stem.lower() else None)
+    lora = adapter_of(path, preset, extras)
     if lora is not None:
         tensors = merged(tensors, read_lora(lora, extras.lora_alpha))
     codec = open_codec(spec.codec, extras, device, dtype)
@@ -160,6 +161,24 @@ def open_published(
     denoiser = fill(denoiser, tensors, dtype, device, unused_norms(sizes)).eval().requires_grad_(False)
     encoders = conditioner(sizes, extras, device, dtype)
     return WorldModel(spec, denoiser, codec, Silent(), device, dtype, encoders)
+
+
+def adapter_of(path: Path, preset: Preset, extras: Extras) -> str | Path | None:
+    """The adapter to merge, if any.
+
+    Raises:
+        ValueError: the preset's base is not meant to run without one, and none is there.
+    """
+    if extras.lora is not None:
+        return None if extras.lora == "none" else extras.lora
+    names = [Path(x).name for x in LORAS]
+    found = extras.find(names) if preset.adapter else None
+    if preset.adapter and found is None:
+        raise ValueError(
+            f"{path} is a base that runs with an adapter, and there is no {' or '.join(names)} beside it: put it there, "
+            "name it with lora=, or give lora='none' if these weights have it merged in"
+        )
+    return found
 
 
 def places(path: Path, base: str | Path | None) -> tuple[Path, ...]:

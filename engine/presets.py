@@ -28,6 +28,7 @@ class Preset:
         fps: of playback.
         mode: of a Matrix-Game: which keys there are.
         trained: latent frames up to which the checkpoint was trained; beyond is extrapolation.
+        adapter: the checkpoint is a base that needs the adapter published with it.
         head_width, text_tokens: of attention, and of a prompt: sizes that no shape tells.
     """
 
@@ -39,6 +40,7 @@ class Preset:
     fps: float = 16.0
     mode: str = ""
     trained: int = 21
+    adapter: bool = False
     head_width: int = 128
     text_tokens: int = 512
 
@@ -59,8 +61,10 @@ PRESETS: dict[str, Preset] = {
     "self-forcing-framewise": Preset(SELF_FORCING, block=1),
     "causvid": Preset(Rollout((1000, 757, 522), warp=False, shift=8.0, restart=(21, 3))),
     "causvid-warp4": Preset(Rollout(FOUR, shift=8.0, restart=(21, 3))),
-    "longlive": Preset(LONGLIVE, window=12, sink=3, trained=120),
-    "longlive-infinity": Preset(Rollout(FOUR, rewrite="window", relative=True), window=12, sink=3, trained=120),
+    "longlive": Preset(LONGLIVE, window=12, sink=3, trained=120, adapter=True),
+    "longlive-infinity": Preset(
+        Rollout(FOUR, rewrite="window", relative=True), window=12, sink=3, trained=120, adapter=True
+    ),
     "matrix-game-2-universal": Preset(
         Rollout(THREE), window=6, size=(352, 640), fps=25.0, mode="universal", trained=150
     ),

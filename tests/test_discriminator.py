@@ -11,7 +11,7 @@ import torch
 
 import engine.training.codec
 from engine.codecs.autoencoder import AutoEncoder
-from engine.training.codec import CodecConfig, codec_loss, last_weight, train_codec
+from engine.training.codec import CodecConfig, codec_loss, last_weight, texture_distance, train_codec
 from engine.training.data import Episode, Shards, write_shard
 from engine.training.discriminator import Adversary, PatchDiscriminator, balance, feature_distance, hinge_loss
 from engine.training.fit import FitConfig
@@ -138,6 +138,15 @@ def test_feature_distance_is_none_between_the_same_and_has_no_scale(signals):
     torch.testing.assert_close(scaled, feature_distance(real, made))
 
 
+def test_texture_is_grain_wherever_it_lies_and_blur_lacks_it(signals):
+    real, made = signals
+    assert texture_distance(real, real) == 0
+    moved = real.roll(3, dims=-1)
+    assert texture_distance(moved, real) < 0.5 * texture_distance(made, real)
+    pixels = [(x - real).abs().mean() for x in (moved, made)]
+    assert pixels[0] > pixels[1]  # an error of single pixels says the contrary
+
+
 def test_balance_makes_gradients_equally_long_at_the_last_layer(data):
     codec = make_codec()
     last = last_weight(codec)
@@ -206,7 +215,7 @@ def test_a_checkpoint_goes_on_only_with_what_it_was_trained_with(data, tmp_path)
         train(CONFIG, data, tmp_path / "off")
 
 
-@pytest.mark.parametrize("setting", ["adversarial", "adversarial_after", "matching"])
+@pytest.mark.parametrize("setting", ["texture", "adversarial", "adversarial_after", "matching"])
 def test_settings_below_zero_are_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} -1"):
         replace(CONFIG, **{setting: -1})

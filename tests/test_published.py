@@ -120,12 +120,24 @@ def test_the_adapter_beside_longlive_is_merged_and_another_where_it_is_named(tmp
     base, _ = p.write_longlive(tmp_path, tensors, lora)
     elsewhere = p.write_torch(tmp_path / "other" / "lora.pt", {"generator_lora": p.peft_names(other)})
     name = "blocks.0.self_attn.q"
-    for made, used in ((open_tiny(base), lora), (open_tiny(base, lora=elsewhere), other)):
+    longlive = replace(ps.preset("text"), adapter=True)
+    for made, used in ((open_tiny(base, preset=longlive), lora), (open_tiny(base, lora=elsewhere), other)):
         want = tensors[f"{name}.weight"] + used[f"{name}.lora_B"] @ used[f"{name}.lora_A"]
         torch.testing.assert_close(weights(made)[f"{name}.weight"], want, atol=1e-6, rtol=1e-5)
-    half = open_tiny(base, lora_alpha=2.0)  # of rank 4
+    half = open_tiny(base, preset=longlive, lora_alpha=2.0)  # of rank 4
     want = tensors[f"{name}.weight"] + 0.5 * lora[f"{name}.lora_B"] @ lora[f"{name}.lora_A"]
     torch.testing.assert_close(weights(half)[f"{name}.weight"], want, atol=1e-6, rtol=1e-5)
+
+
+def test_a_base_without_its_adapter_is_refused_unless_one_says_so(tmp_path):
+    tensors = p.tiny_wan_tensors(ps.TEXT)
+    path = p.write_self_forcing(tmp_path, tensors)
+    longlive = replace(ps.preset("text"), adapter=True)
+    with pytest.raises(ValueError, match=r"no lora\.pt beside it.*lora='none'"):
+        open_tiny(path, preset=longlive)
+    made = open_tiny(path, preset=longlive, lora="none")
+    name = "blocks.0.self_attn.q.weight"
+    torch.testing.assert_close(weights(made)[name], tensors[name])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
