@@ -6,6 +6,7 @@ Speed and memory do not depend on what the weights are, as long as nothing in th
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -78,9 +79,7 @@ def random_codec(spec: WorldSpec, codec: str, device: torch.device, dtype: torch
     assert isinstance(spec.codec, WanVaeSpec)
     if codec == "preview":
         return Preview(spec.codec.frames_per_latent)
-    made = randomise(unfilled_codec(spec.codec), device, dtype, seed)
-    assert isinstance(made, WanVae | Taehv)
-    return made
+    return cast("Codec", randomise(unfilled_codec(spec.codec), device, dtype, seed))
 
 
 def unfilled_codec(spec: WanVaeSpec) -> WanVae | Taehv:

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.codecs.wan_vae import WanVae, statistics
 from engine.codecs.wan_vae_layout import diffusers_names
@@ -60,7 +60,8 @@ def rotate(x: Tensor, grid: tuple[int, int, int], table: Tensor, start: int) -> 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """[N, tokens, h, d] -> the same, by PyTorch's fused kernel."""
-    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
 
 
 class Cache:
@@ -223,17 +224,18 @@ class OneByOne:
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [1, F, C, h, w] -> uint8 frames [1, T, H, W, 3]; goes on where the last call ended."""
         if self.model is None:
-            made = []
-            for latent in latents.split(1, dim=1):
-                frames, self.states = self.vae.decode(latent, self.states)
-                made.append(frames)
-            return torch.cat(made, dim=1)
+            return torch.cat([self._own(latent) for latent in latents.split(1, dim=1)], dim=1)
         mean, inverse = statistics(self.vae.mean, self.vae.std, latents.dtype, latents.device)
         z = (latents / inverse + mean).to(self.vae.dtype).transpose(1, 2).contiguous()
         z = self.model.post_quant_conv(z)
         made = [self._one(z[:, :, i : i + 1]) for i in range(z.shape[2])]
         video = torch.cat(made, dim=2).float().clamp(-1, 1)
         return ((video * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+
+    def _own(self, latent: Tensor) -> Tensor:
+        frames, self.states = self.vae.decode(latent, self.states)
+        assert isinstance(frames, Tensor)
+        return frames
 
     def _one(self, z: Tensor) -> Tensor:
         fresh = not self.features
@@ -243,7 +245,7 @@ class OneByOne:
         return self.model.decoder(z, feat_cache=self.features, feat_idx=[0], first_chunk=fresh)
 
 
-def channels_first(vae: WanVae) -> nn.Module | None:
+def channels_first(vae: WanVae) -> Any:
     """diffusers' VAE with the same weights; None where diffusers is not installed."""
     try:
         from diffusers import AutoencoderKLWan
@@ -251,7 +253,7 @@ def channels_first(vae: WanVae) -> nn.Module | None:
         return None
     spec = vae.spec
     with torch.device("meta"):
-        model = AutoencoderKLWan(
+        model: Any = AutoencoderKLWan(
             base_dim=spec.width,
             z_dim=spec.channels,
             dim_mult=list(spec.multiples),

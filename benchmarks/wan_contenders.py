@@ -140,11 +140,15 @@ class Contender:
 
 
 class OurBlocks(Contender):
-    """The engine, one world."""
+    """The engine, one world.
 
-    def __init__(self, bench: Bench, model: WorldModel):
+    Args:
+        deterministic: as the engine takes it: histories are padded to the window, from the first block on.
+    """
+
+    def __init__(self, bench: Bench, model: WorldModel, deterministic: bool = False):
         super().__init__(bench.device)
-        self.sim = Engine(model, deterministic=False)
+        self.sim = Engine(model, deterministic=deterministic)
         self.world: World | None = None
         self.text = bench.prompt()
         self.context = self.sim.contextualise(text=self.text)
@@ -153,10 +157,10 @@ class OurBlocks(Contender):
         runner.decode = self._marked(runner.decode)  # type: ignore[method-assign]
 
     def _marked(self, function: Callable[..., Any], first: bool = False) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             if first:
                 self.marks.add()
-            made = function(*args)
+            made = function(*args, **options)
             self.marks.add()
             return made
 

@@ -30,21 +30,25 @@ Row = dict[str, Any]
 
 
 def measure_first(bench: Bench) -> Row:
-    """First blocks of new worlds: the process's first, and later ones."""
+    """First blocks of new worlds: the process's first, and later ones; with `deterministic` histories too."""
     model = bench.model()
     ours = OurBlocks(bench, model)
     cold = first_block(ours) * 1e3
     row: Row = {"cold_ms": cold} if bench.cold else {}
-    row["warm_ms"] = float(np.median([first_block(ours) for _ in range(WARM)])) * 1e3
+    row["warm_ms"] = warm_block(ours) * 1e3
     del ours
+    row["warm_deterministic_ms"] = warm_block(OurBlocks(bench, model, deterministic=True)) * 1e3
     if bench.baseline:
-        theirs = TheirBlocks(bench, model)
-        row["baseline_warm_ms"] = float(np.median([first_block(theirs) for _ in range(1 + WARM)][1:])) * 1e3
+        row["baseline_warm_ms"] = warm_block(TheirBlocks(bench, model)) * 1e3
         row["warm_ratio"] = row["baseline_warm_ms"] / row["warm_ms"]
-        del theirs
     del model
     clear()
     return row
+
+
+def warm_block(contender: OurBlocks | TheirBlocks) -> float:
+    """Seconds of a first block when others went before: a median."""
+    return float(np.median([first_block(contender) for _ in range(1 + WARM)][1:]))
 
 
 def first_block(contender: OurBlocks | TheirBlocks) -> float:

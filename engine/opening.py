@@ -175,8 +175,8 @@ def adapter_of(path: Path, preset: Preset, extras: Extras) -> str | Path | None:
     found = extras.find(names) if preset.adapter else None
     if preset.adapter and found is None:
         raise ValueError(
-            f"{path} is a base that runs with an adapter, and there is no {' or '.join(names)} beside it: put it there, "
-            "name it with lora=, or give lora='none' if these weights have it merged in"
+            f"{path} is a base that runs with an adapter, and there is no {' or '.join(names)} beside it: put it "
+            "there, name it with lora=, or give lora='none' if these weights have it merged in"
         )
     return found
 

@@ -85,8 +85,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoint or write_tiny(Path(folder))
         model = engine.load(path, device, preset=preset, size=(height, width))
-        size = sum(x.numel() for x in model.denoiser.parameters())
-        print(f"{path.name}: {size:,} parameters, preset {preset}, {height}x{width}, {device}")
+        print(f"{path.name}: preset {preset}, {height}x{width}, {str(model.dtype).removeprefix('torch.')} on {device}")
         sim = engine.Engine(model)
         frames = roll_out(sim, prompts, blocks, seed)
     out.parent.mkdir(parents=True, exist_ok=True)

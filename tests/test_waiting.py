@@ -80,9 +80,9 @@ def engine_on_meta(preset: str, num_worlds: int, codec: str = "vae", **options) 
     return Engine(WorldModel(spec, denoiser, made, Silent(), META, torch.float32), max_worlds=num_worlds, **options)
 
 
-def context_for(sim: Engine):
+def context_for(sim: Engine, value: float = 0.0):
     sizes, (_, h, w) = sim.spec.denoiser, sim.spec.latent
-    text = torch.zeros(4, sizes.text_width) if sizes.text_tokens else None
+    text = torch.full((4, sizes.text_width), value) if sizes.text_tokens else None
     image = torch.zeros(sizes.image_tokens, sizes.image_width) if sizes.image_tokens else None
     beside = torch.zeros(4, sizes.in_channels - 16, h, w) if sizes.image_tokens else None
     return sim.contextualise(text, image, beside)
@@ -140,13 +140,16 @@ def test_nor_one_of_worlds_of_different_ages(codec):
         sim.step(worlds, [act(sim, world) for world in worlds])
 
 
-@pytest.mark.parametrize("preset", ["self-forcing", "longlive"])
+LIST = pytest.mark.xfail(reason="kept frames of a rewrite are picked by a list", raises=AssertionError)
+
+
+@pytest.mark.parametrize("preset", ["self-forcing", pytest.param("longlive", marks=LIST)])
 def test_nor_one_with_a_new_prompt(preset):
     sim = engine_on_meta(preset, 1, "preview")
     world = sim.open(Start.of(context_for(sim)), 0)
     for _ in range(5):
         sim.step([world], [act(sim, world)])
-    condition = replace(act(sim, world), prompt=context_for(sim))
+    condition = replace(act(sim, world), prompt=context_for(sim, 1.0))
     with no_waits():
         sim.step([world], [condition])
 

@@ -2,8 +2,9 @@
 
 Squared error washes away what is small, and PSNR does not notice. So the absolute error and its Laplacian are
 weighted, per pixel, by motion (what changed since the frame before), by local detail, and by how rare the pixel's
-colour is in the data: a fireball is all three. A discriminator may sharpen what these leave blurred. Knows data, fit
-and the codec; does not know the denoiser.
+colour is in the data: a fireball is all three. All of these leave blurred what cannot be known to the pixel: a
+texture term asks for its contrast, and a discriminator can object to how it is made up. Knows data, fit and the
+codec; does not know the denoiser.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ def texture_distance(a: Tensor, b: Tensor) -> Tensor:
 
     A pixel that cannot be known is best guessed flat; that a floor is grainy can be known. The contrast of a place is
     the mean |Laplacian| of its 5x5, the floor of 0.01 about one grey level.
+    It does not see of what kind the contrast is: a regular pattern, such as every second column, serves it too.
     """
     distances = []
     for size in (1, 2, 4):

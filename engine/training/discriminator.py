@@ -1,7 +1,7 @@
-"""A patch discriminator: tells real frames from decoded ones, so that the decoder cannot blur what it is unsure of.
+"""A patch discriminator: tells real frames from decoded ones, and the decoder is trained against it.
 
-Absolute and squared errors are smallest at the mean of what may be there, and the mean is blurred; a discriminator
-that looks at patches (PatchGAN, Isola et al. 2017, arXiv:1611.07004) knows that no real patch is. Hinge losses as in
+Absolute and squared errors ask for one picture, pixel by pixel; a discriminator of patches (PatchGAN, Isola et al.
+2017, arXiv:1611.07004) asks for one that could be real, and objects to patterns no real frame has. Hinge losses as in
 Lim and Ye (2017, arXiv:1705.02894), balanced against the decoder's own loss as in VQGAN (Esser et al. 2021,
 arXiv:2012.09841). Knows signals [B, 3, H, W] in [-1, 1]; does not know codecs, data or the loop that trains.
 """
@@ -25,9 +25,8 @@ class PatchDiscriminator(nn.Module):
     """Signals [B, 3, H, W] -> one logit for each 28x28 patch, every 4 pixels: [B, 1, H/4, W/4], high where real.
 
     It is shown a signal and, amplified, what a 3x3 mean takes from it. That is what a blurred frame lacks; texture of
-    a few grey levels is otherwise so faint an input that hundreds of steps do not find it. Spectral norm on every
-    layer (Miyato et al. 2018, arXiv:1802.05957) bounds how fast the logits can change, so the decoder's gradients
-    stay of one size however well the discriminator does.
+    a few grey levels is otherwise so faint an input that a hundred steps do not find it. Spectral norm on every
+    layer (Miyato et al. 2018, arXiv:1802.05957) bounds how fast the logits can change.
 
     Args:
         width: channels at half the frame's size; twice as many below.
