@@ -26,7 +26,7 @@ from engine.kv.policy import PageTable
 from engine.kv.pool import KV_DTYPES, Pool, PoolFull
 from engine.model import WorldModel
 from engine.paged_attention import choose
-from engine.runner import Runner, action_windows
+from engine.runner import SMALL_PAGE, Runner, action_windows
 from engine.schedule import Pass, commit, flow, renoise
 from engine.snapshot import pack, read_file, revive, unpack, write_file
 from engine.spec import KVPolicy, WanSpec, WorldSpec
@@ -35,8 +35,6 @@ from engine.world import Block, Start, World
 # Windows' worth of pages beyond what the worlds can hold: one in SLACK steps gathers, the others slice. Not where
 # they would take more than SLACK_BYTES.
 SLACK, SLACK_BYTES = 7, 1 << 28
-# Tokens of a page up to which a paged kernel is taken: larger ones fill a dense kernel, which is faster.
-SMALL_PAGE = 256
 # Pages a world with an unlimited window is admitted with.
 FULL_HISTORY = 1_024
 

@@ -29,6 +29,8 @@ from engine.world import World
 REAL = -1
 # Worlds without a window run together where their attention rounds up to as many pages.
 BUCKET = 16
+# Tokens of a page up to which padding is cheaper than another call, and a paged kernel faster than a dense one.
+SMALL_PAGE = 256
 
 
 class Runner:
@@ -99,9 +101,17 @@ class Runner:
         return send(torch.stack(drawn), self.device)
 
     def span(self, world: World) -> int:
-        """Pages of history that a world's attention is padded to."""
-        length = world.table.length - world.table.origin
-        return self.policy.span if self.policy.span is not None else -(-max(1, length) // BUCKET) * BUCKET
+        """Pages of history that a world's attention is padded to; worlds of one span run together.
+
+        All that the policy can show, where pages are small: then worlds of all ages share a call. Padding large pages
+        would cost more than a call of their own, so those worlds have the span of what they see.
+        """
+        span, table = self.policy.span, world.table
+        if span is None:
+            return -(-max(1, table.length - table.origin) // BUCKET) * BUCKET
+        if self.spec.stream.tokens <= SMALL_PAGE or self.policy.top_k:
+            return span
+        return len(self.policy.visible(table.length, table.origin))
 
     def condition(self, worlds: list[World], actions: Tensor, variables: Tensor) -> Condition:
         """Actions and variables of all worlds, [N, F, ...], with what their contexts add at their next positions."""

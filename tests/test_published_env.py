@@ -196,7 +196,8 @@ def test_a_prompt_takes_effect_with_its_step_and_lasts(text_world):
 def test_other_text_worlds_switch_and_roll(base, preset):
     # CausVid begins anew from pictures, and needs the encoder for it.
     codec = "vae" if preset.rollout.restart else "preview"
-    env = WorldSimEnv(world=base / "text", preset=preset, base=base, codec=codec, prompt="a forest")
+    # These weights are of no base that needs an adapter.
+    env = WorldSimEnv(world=base / "text", preset=preset, base=base, codec=codec, prompt="a forest", lora="none")
     actions = ["", "", "a sea", "", ""]
     first = dream(env, actions)
     assert [len(frames) for frames in first] == [9, 12, 12, 12, 12, 12]

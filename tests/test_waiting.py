@@ -129,7 +129,6 @@ def test_nor_does_one_of_a_game(num_worlds):
         sim.step(worlds, [act(sim, world) for world in worlds])
 
 
-@pytest.mark.xfail(reason="worlds of different ages are told apart by lists as indices", raises=AssertionError)
 @pytest.mark.parametrize("codec", ["vae", "tiny"])
 def test_nor_one_of_worlds_of_different_ages(codec):
     sim = engine_on_meta("self-forcing", 3, codec, deterministic=False)
@@ -140,10 +139,7 @@ def test_nor_one_of_worlds_of_different_ages(codec):
         sim.step(worlds, [act(sim, world) for world in worlds])
 
 
-LIST = pytest.mark.xfail(reason="kept frames of a rewrite are picked by a list", raises=AssertionError)
-
-
-@pytest.mark.parametrize("preset", ["self-forcing", pytest.param("longlive", marks=LIST)])
+@pytest.mark.parametrize("preset", ["self-forcing", "longlive"])
 def test_nor_one_with_a_new_prompt(preset):
     sim = engine_on_meta(preset, 1, "preview")
     world = sim.open(Start.of(context_for(sim)), 0)

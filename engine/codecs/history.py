@@ -104,7 +104,7 @@ def by_age(
         return run(x, states)
     rows, left = dict[int, Tensor](), dict[int, State]()
     for group in (fresh, older):
-        made, kept = run(x[group], [states[i] for i in group])
+        made, kept = run(torch.stack([x[i] for i in group]), [states[i] for i in group])
         rows |= dict(zip(group, made, strict=True))
         left |= dict(zip(group, kept, strict=True))
     outputs = [rows[i] for i in range(len(x))]

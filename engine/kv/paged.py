@@ -86,6 +86,7 @@ class PagedView:
         rows = padded([r.pages for r in reaches], always, 0)
         self.pages = upload(rows, device)
         if flight:
+            self.flight = upload([page for row in flight for page in row], device)
             self.joined = upload([[*a, *b] for a, b in zip(rows, flight, strict=True)], device)
         self.padding = any(len(r.pages) < always for r in reaches)
         self.positions = upload(padded([r.positions for r in reaches], always, -1), device)
@@ -127,9 +128,10 @@ class PagedView:
             for name, buffers in self.buffers.items()
         }
         own |= {("self", layer): list(pair) for layer, pair in self.own.items()}
+        some = None if len(rows) == self.frames else upload(rows, self.pool.device)
         for (stream, layer), pair in own.items():
             frames = [x.unflatten(1, (-1, self.tokens(stream))) for x in pair]
-            made = [x if len(rows) == self.frames else x[:, rows] for x in frames]
+            made = [x if some is None else x.index_select(1, some) for x in frames]
             self.pool.write(self.number(stream, layer), pages, *(x.flatten(0, 1) for x in made))
         self.pool.note_means(pages)
 
@@ -173,9 +175,8 @@ class PagedView:
         """Write the block into its pages and gather them behind the history: nothing is kept from pass to pass."""
         assert self.joined is not None
         number, tokens = self.number(stream, layer), self.tokens(stream)
-        pages = [page for row in self.in_flight for page in row]
         made = [x.unflatten(1, (-1, tokens)).flatten(0, 1) for x in (keys, values)]
-        self.pool.write(number, pages, *made)
+        self.pool.write(number, self.flight, *made)
         self.masks[stream, layer] = self.mask(self.positions, stream)
         seen_keys, seen_values = self.pool.gather(number, self.joined)
         return seen_keys.flatten(1, 2), seen_values.flatten(1, 2)

@@ -210,9 +210,10 @@ class Pool:
         self.release([page])
         return away
 
-    def write(self, layer: int, pages: list[int], keys: Tensor, values: Tensor) -> None:
+    def write(self, layer: int, pages: list[int] | Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [len(pages), S, h, d] of one layer."""
-        self.shelf.layers[layer].write(upload(pages, self.device), keys, values)
+        index = pages if isinstance(pages, Tensor) else upload(pages, self.device)
+        self.shelf.layers[layer].write(index, keys, values)
 
     def note_means(self, pages: list[int]) -> None:
         """Keep the mean keys of pages just written, if a policy chooses by them."""
