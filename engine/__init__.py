@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from engine.conditioning import Condition, Context
 from engine.engine import Engine, check_start
-from engine.hardware import set_threads
+from engine.hardware import has_cuda, set_threads
 from engine.kv.pool import PoolFull
 from engine.loading import read_card
 from engine.model import WorldModel
@@ -69,6 +69,7 @@ __all__ = [
     "WorldModel",
     "WorldSpec",
     "check_start",
+    "has_cuda",
     "load",
     "picture_of",
     "prompt_context",

@@ -30,6 +30,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 
+def has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
 @cache
 def set_threads() -> int:
     """Use every core this process may run on, unless OMP_NUM_THREADS says otherwise; decided once."""

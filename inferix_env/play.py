@@ -10,6 +10,7 @@ import sys
 
 import tyro
 
+from engine import has_cuda
 from inferix_env.env import WorldSimEnv
 from inferix_env.headless import play_headless
 from inferix_env.outputs import world_name
@@ -54,7 +55,8 @@ def play(config: PlayConfig) -> None:
     """
     check(config)
     reason = why_no_window(config)
-    env = WorldSimEnv(config.world, config.device, config.dtype, config.num_steps, **config.published)
+    device = config.device or ("cuda" if config.preset and has_cuda() else "cpu")
+    env = WorldSimEnv(config.world, device, config.dtype, config.num_steps, **config.published)
     try:
         script = load_script(config.script, env.world_spec.actions) if config.script else None
         if reason:

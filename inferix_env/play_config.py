@@ -18,7 +18,8 @@ class PlayConfig:
         world: a shipped world's name, or a world folder; with a preset, a published checkpoint's file, folder or hub
             id.
         seed: of the first episode; later ones count on from it.
-        device: cpu, cuda or cuda:N.
+        device: cpu, cuda or cuda:N; by default the CPU for worlds made for it, and CUDA, where there is one, for
+            published checkpoints.
         dtype: what to compute in; by default what the device computes fast.
         num_steps: denoising passes of a step; the world's own by default.
         scale: how many pixels wide a pixel is drawn; by default what fits the screen, and 4 in files.
@@ -39,7 +40,7 @@ class PlayConfig:
 
     world: str = "doom-take-cover"
     seed: int = 0
-    device: str = "cpu"
+    device: str | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     num_steps: int | None = None
     scale: int | None = None
