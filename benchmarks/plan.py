@@ -33,13 +33,13 @@ from engine.codecs.taehv import Taehv
 from engine.codecs.wan_vae import WanVae
 from engine.codecs.work import flops as codec_flops
 from engine.conditioning import Context
-from engine.engine import pages_needed, slack_pages
 from engine.kv.paged import KEEP
 from engine.kv.pool import Pool
 from engine.loading import check_dtype
 from engine.models.wan import WanDiT, flops
 from engine.presets import Preset, preset
 from engine.published import WanSpec, WanVaeSpec
+from engine.sizing import pages_needed, slack_pages
 from engine.spec import WorldSpec
 from inferix_env.record import write_text
 

@@ -8,8 +8,10 @@ world = sim.open(start, seed=0)
 
 from typing import TYPE_CHECKING
 
+from engine.actions import ActionSpec, BinaryActions, ContinuousActions, DictActions, DiscreteActions, TextActions
+from engine.checks import check_start
 from engine.conditioning import Condition, Context
-from engine.engine import Engine, check_start
+from engine.engine import Engine
 from engine.hardware import has_cuda, set_threads
 from engine.kv.pool import PoolFull
 from engine.loading import read_card
@@ -19,17 +21,7 @@ from engine.opening import load
 from engine.presets import PRESETS, Preset
 from engine.published import Rollout
 from engine.scenes import picture_of, prompt_context, scene
-from engine.spec import (
-    ActionSpec,
-    BinaryActions,
-    ContinuousActions,
-    DictActions,
-    DiscreteActions,
-    KVPolicy,
-    TextActions,
-    VariableSpec,
-    WorldSpec,
-)
+from engine.spec import KVPolicy, VariableSpec, WorldSpec
 from engine.world import Block, Start, World
 
 if TYPE_CHECKING:

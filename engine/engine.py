@@ -28,15 +28,10 @@ from engine.model import WorldModel
 from engine.paged_attention import choose
 from engine.runner import SMALL_PAGE, Runner, action_windows
 from engine.schedule import Pass, commit, flow, renoise
+from engine.sizing import pages_needed, slack_pages
 from engine.snapshot import pack, read_file, revive, unpack, write_file
 from engine.spec import KVPolicy, WanSpec, WorldSpec
 from engine.world import Block, Start, World
-
-# Windows' worth of pages beyond what the worlds can hold: one in SLACK steps gathers, the others slice. Not where
-# they would take more than SLACK_BYTES.
-SLACK, SLACK_BYTES = 7, 1 << 28
-# Pages a world with an unlimited window is admitted with.
-FULL_HISTORY = 1_024
 
 
 class Engine:
@@ -386,23 +381,6 @@ class Engine:
         """What the heads keep of each world, [N, hidden]; zeros before its first block."""
         blank = torch.zeros(self.model.heads.hidden, device=self.model.device)
         return torch.stack([blank if w.head_state is None else w.head_state for w in worlds])
-
-
-def pages_needed(policy: KVPolicy, block: int, offload: bool) -> tuple[int, int]:
-    """Pages that a world may hold at once, on the device (sinks, window, block, what lies before) and on the host."""
-    if policy.window is None:
-        return FULL_HISTORY + block, 0
-    near, far = policy.sink + policy.window + block, policy.early - policy.sink
-    return (near, far) if offload else (near + far, 0)
-
-
-def slack_pages(spec: WorldSpec, policy: KVPolicy, dtype: torch.dtype) -> int:
-    """Further pages with which a world's pages mostly stay one run of the pool, which a layer then reads in place."""
-    if policy.window is None or policy.early:
-        return 0
-    pages = SLACK * pages_needed(policy, spec.block, False)[0]
-    size = sum(s.page_bytes(dtype.itemsize) for s in spec.streams)
-    return pages if pages * size <= SLACK_BYTES else 0
 
 
 def block_passes(spec: WorldSpec, num_steps: int | None, dtype: torch.dtype) -> list[Pass]:

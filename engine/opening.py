@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from engine.actions import ActionSpec, BinaryActions, ContinuousActions, DictActions, TextActions
 from engine.checkpoints import fill, merged, open_denoiser, open_tensors, read_lora, unused_norms, wan_spec_of
 from engine.checkpoints.formats import SUFFIXES
 from engine.checkpoints.places import HUB_ID, LORAS, locate
@@ -30,7 +31,7 @@ from engine.models.wan import WanDiT
 from engine.presets import PRESETS, Preset
 from engine.presets import preset as named
 from engine.published import WanSpec, WanVaeSpec
-from engine.spec import ActionSpec, BinaryActions, ContinuousActions, DictActions, TextActions, WorldSpec
+from engine.spec import WorldSpec
 
 TEXT = ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder/config.json")
 CLIP = ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",)

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import load
+from engine.actions import ContinuousActions, DictActions, DiscreteActions
 from engine.codecs.autoencoder import AutoEncoder
-from engine.spec import ContinuousActions, DictActions, DiscreteActions, KVPolicy, WorldSpec
+from engine.spec import KVPolicy, WorldSpec
 from tests.worlds import TINY, make_modules, make_world
 
 

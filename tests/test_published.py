@@ -505,7 +505,7 @@ def test_eleven_hundred_latents_are_no_trouble(window, block, relative):
 
 
 def test_a_world_without_a_window_stops_before_it_takes_what_is_others(monkeypatch):
-    monkeypatch.setattr("engine.engine.FULL_HISTORY", 12)
+    monkeypatch.setattr("engine.sizing.FULL_HISTORY", 12)
     sim = make_sim(window=None, sink=0, steps=(1000,), max_worlds=2)
     long, other = begin(sim, seed=3), begin(sim, seed=4)
     roll(sim, long, 5)

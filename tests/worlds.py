@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine.actions import DiscreteActions
 from engine.loading import Parts, build, save_world
-from engine.spec import CodecSpec, DenoiserSpec, DiscreteActions, KVPolicy, VariableSpec, WorldSpec
+from engine.spec import CodecSpec, DenoiserSpec, KVPolicy, VariableSpec, WorldSpec
 
 TINY = WorldSpec(
     name="tiny",

@@ -15,9 +15,10 @@ from typing import Annotated
 import torch
 import tyro
 
+from engine.actions import ActionSpec, DiscreteActions
 from engine.hardware import set_threads
 from engine.loading import Parts, check_device, load_parts, read_card
-from engine.spec import ActionSpec, CodecSpec, DenoiserSpec, DiscreteActions, KVPolicy, WorldSpec
+from engine.spec import CodecSpec, DenoiserSpec, KVPolicy, WorldSpec
 from engine.training.codec import CodecConfig, train_codec
 from engine.training.collect import CollectConfig, collect
 from engine.training.data import Shards

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.actions import action_spec
 from engine.loading import Parts, save_world
-from engine.spec import VariableSpec, WorldSpec, action_spec
+from engine.spec import VariableSpec, WorldSpec
 from engine.training.data import Shards
 
 # More distinct changes than this become quantiles.

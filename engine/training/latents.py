@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from engine.actions import ActionSpec, action_spec
 from engine.codecs.autoencoder import SCALE, AutoEncoder
-from engine.spec import ActionSpec, WorldSpec, action_spec
+from engine.spec import WorldSpec
 from engine.training.data import TERMINATED, Shards
 from engine.training.precision import autocast
 from engine.training.rarity import ColourRarity
