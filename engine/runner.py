@@ -218,8 +218,14 @@ class Runner:
         for world, clean, state in zip(worlds, latents, states, strict=True):
             self.pool.release(world.table.commit(self.policy))
             self._offload(world)
-            past = clean if world.latents is None else torch.cat([world.latents, clean])
-            world.latents, world.head_state = past[-self.kept_latents :] if self.kept_latents else past, state
+            world.latents, world.head_state = self._last_latents(world, clean), state
+
+    def _last_latents(self, world: World, clean: Tensor) -> Tensor:
+        """The clean latents that a world keeps once a block has joined them."""
+        kept = self.kept_latents
+        if world.latents is None or 0 < kept <= len(clean):
+            return clean[-kept:]
+        return torch.cat([world.latents, clean])[-kept:]
 
     def _offload(self, world: World) -> None:
         """Send a world's pages that have left the window to the host, where the engine was opened so."""

@@ -5,21 +5,16 @@ The kernel runs here in Triton's interpreter, in a process of its own; on a GPU,
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.codecs.norm import activate_reference, choose
+from tests.interpreter import interpreted_outputs, run_python
 from tests.norm_cases import CASES, PAST, inputs
 
-ROOT = Path(__file__).parents[1]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.06}
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 
@@ -39,12 +34,7 @@ def near(got: Tensor, name: str) -> None:
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory) -> dict[str, Tensor]:
     """What the kernel makes of every case, in Triton's interpreter."""
-    path = tmp_path_factory.mktemp("norm") / "outputs.safetensors"
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "tests.norm_cases", str(path)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return load_file(path)
+    return interpreted_outputs("tests.norm_cases", tmp_path_factory.mktemp("norm") / "outputs.safetensors")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -88,9 +78,8 @@ for name in ("bf16", "widest"):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernel_compiles_for_gpus_that_are_not_here(capability, tmp_path):
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE.format(capability=capability)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    code = COMPILE.format(capability=capability)
+    run = run_python("-c", code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert run.returncode == 0, run.stderr
 
 

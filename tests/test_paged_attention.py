@@ -7,25 +7,21 @@ The Triton kernel runs here in Triton's interpreter, in a process of its own (se
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks import paged_attention as benchmark
 from engine import paged_attention
 from engine.paged_attention import attend_flash, attend_reference, choose, paged_attend
+from tests.interpreter import interpreted_outputs, run_python
 from tests.paged_cases import CASES, TOGETHER, Case, alone
 
-ROOT = Path(__file__).parents[1]
 CUDA, BF16, FP8 = torch.device("cuda"), torch.bfloat16, torch.float8_e4m3fn
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed: pip install triton")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -70,12 +66,7 @@ def relative(made: Tensor, true: Tensor) -> float:
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory) -> dict[str, Tensor]:
     """What the Triton kernel makes of every case, in Triton's interpreter."""
-    path = tmp_path_factory.mktemp("paged") / "outputs.safetensors"
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "tests.paged_cases", str(path)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return load_file(path)
+    return interpreted_outputs("tests.paged_cases", tmp_path_factory.mktemp("paged") / "outputs.safetensors")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -219,9 +210,8 @@ for tokens, width, code in ((1560, 128, None), (48, 64, torch.int8)):
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_triton_kernel_compiles_for_gpus_that_are_not_here(capability, tmp_path):
     """With tensor cores, and in less shared memory than the smallest of them has."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE.format(capability=capability)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    code = COMPILE.format(capability=capability)
+    run = run_python("-c", code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert run.returncode == 0, run.stderr
 
 

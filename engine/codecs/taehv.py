@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from engine.codecs.history import History, State, by_age, check_states, empty_like, streamed
-from engine.codecs.video import as_pictures, as_video, channels_last, enlarge, to_frames
+from engine.codecs.video import all_frames, as_pictures, as_video, channels_last, enlarge
 
 # Frames that the decoder makes of a world's first latent before the one that the VAE makes.
 AHEAD = 3
@@ -122,7 +122,7 @@ class Taehv(nn.Module):
             ValueError: the shape of latents or states does not fit.
         """
         video, states = self.signal(latents, states)
-        return to_frames(video) if isinstance(video, Tensor) else [to_frames(x) for x in video], states
+        return all_frames(video), states
 
     def signal(
         self, latents: Tensor, states: Sequence[State] | None = None

@@ -16,6 +16,11 @@ def to_frames(video: Tensor) -> Tensor:
     return pixels.movedim(-3, -1).contiguous()
 
 
+def all_frames(video: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """`to_frames` of worlds of one age, or of each in a list."""
+    return to_frames(video) if isinstance(video, Tensor) else [to_frames(x) for x in video]
+
+
 def enlarge(x: Tensor, times: int) -> Tensor:
     """[N, times * C, T, H, W] -> [(N T times), C, 2H, 2W]: frames interleaved and enlarged in one copy."""
     y = repeat(x, "n (s c) t h w -> (n t s) (h a) (w b) c", s=times, a=2, b=2)

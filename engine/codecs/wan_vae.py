@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.codecs.history import LAYOUT, History, State, by_age, check_states, streamed
-from engine.codecs.video import channels_last, to_frames
+from engine.codecs.video import all_frames, channels_last
 from engine.codecs.wan_vae_layers import CausalConv3d, Decoder, Encoder
 from engine.published import WanVaeSpec
 
@@ -78,7 +78,7 @@ class WanVae(nn.Module):
             ValueError: the shape of latents or states does not fit.
         """
         video, states = self.signal(latents, states)
-        return to_frames(video) if isinstance(video, Tensor) else [to_frames(x) for x in video], states
+        return all_frames(video), states
 
     def signal(
         self, latents: Tensor, states: Sequence[State] | None = None

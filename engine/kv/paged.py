@@ -12,7 +12,7 @@ Legend: N worlds, F latent frames in flight, S tokens each, T pages of history, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class PagedView:
         self.ahead: Ahead | None = None
         self.buffers: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.masks: dict[tuple[str, int], Tensor | None] = {}
+        self.streams = {s.name: s for s in pool.streams}
+        self.plain_masks: dict[str, Tensor | None] = {}  # of streams whose layers all read the same pages
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self.chosen: dict[int, Tensor] = {}
         if self.sliced is None:
@@ -113,8 +115,13 @@ class PagedView:
         firsts = [c - self.skip for c in self.counts] if relative else self.firsts
         return torch.stack([torch.arange(f, f + self.frames, device=device) for f in firsts])
 
-    def seen_positions(self, device: torch.device) -> Tensor:
-        """Positions [N, T + F] of all that a block sees, counted from its start; 0 on padding."""
+    @cached_property
+    def seen_positions(self) -> Tensor:
+        """Positions [N, T + F] of all that a block sees, counted from its start; 0 on padding.
+
+        One tensor for all layers: a model that keeps the angles of the last positions takes them once.
+        """
+        device = self.pool.device
         count = self.longest + self.frames - self.skip
         rows = [torch.arange(c - self.longest, c - self.longest + count, device=device) for c in self.counts]
         return torch.stack(rows).clamp(min=0)
@@ -140,15 +147,17 @@ class PagedView:
         return self.pool.first_layer[stream] + layer
 
     def tokens(self, stream: str) -> int:
-        return next(s.tokens for s in self.pool.streams if s.name == stream)
+        return self.streams[stream].tokens
 
     def gather(self, stream: str, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with room for the block at the end, [N, (T + F) S, h, d], read from the pool once."""
         name = (stream, layer)
         if name not in self.buffers:
-            chooses = self.top_k and stream == "self"
-            pages, positions = self._chosen(layer, queries) if chooses else (self.pages, self.positions)
-            self.masks[name] = self.mask(positions, stream)
+            if self.top_k and stream == "self":
+                pages, positions = self._chosen(layer, queries)
+                self.masks[name] = self.mask(positions, stream)
+            else:
+                pages, self.masks[name] = self.pages, self._plain_mask(stream)
             self.buffers[name] = self._joined(*self._gathered(self.number(stream, layer), pages))
         return self.buffers[name]
 
@@ -177,7 +186,7 @@ class PagedView:
         number, tokens = self.number(stream, layer), self.tokens(stream)
         made = [x.unflatten(1, (-1, tokens)).flatten(0, 1) for x in (keys, values)]
         self.pool.write(number, self.flight, *made)
-        self.masks[stream, layer] = self.mask(self.positions, stream)
+        self.masks[stream, layer] = self._plain_mask(stream)
         seen_keys, seen_values = self.pool.gather(number, self.joined)
         return seen_keys.flatten(1, 2), seen_values.flatten(1, 2)
 
@@ -201,6 +210,12 @@ class PagedView:
         order = positions.sort(dim=1, stable=True).indices
         return pages.gather(1, order), positions.gather(1, order)
 
+    def _plain_mask(self, stream: str) -> Tensor | None:
+        """The mask of a stream's layers, where they all read the same pages; made once."""
+        if stream not in self.plain_masks:
+            self.plain_masks[stream] = self.mask(self.positions, stream)
+        return self.plain_masks[stream]
+
     def mask(self, positions: Tensor, stream: str) -> Tensor | None:
         """bool [N, 1, 1, (T + F) S], False on padding; None where there is none."""
         if not self.padding:
@@ -215,7 +230,7 @@ class PagedLayer:
 
     def __init__(self, view: PagedView, index: int, stream: str):
         self.view, self.index, self.stream = view, index, stream
-        self.kept = next(s for s in view.pool.streams if s.name == stream)
+        self.kept = view.streams[stream]
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> Sequence[Group | PagedGroup]:
         """Write the block's K/V behind its history; all queries see all of it (see engine.attention)."""
@@ -227,7 +242,7 @@ class PagedLayer:
             return [view.paged(self.index, q, k, v)]
         keys, values = self._seen(q, k, v)
         if turn and self.kept.relative:
-            keys = turn(keys, view.seen_positions(keys.device))
+            keys = turn(keys, view.seen_positions)
         return [Group(slice(None), keys, values, view.masks.get((self.stream, self.index)))]
 
     def _seen(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
