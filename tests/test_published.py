@@ -129,6 +129,18 @@ def test_the_adapter_beside_longlive_is_merged_and_another_where_it_is_named(tmp
     torch.testing.assert_close(weights(half)[f"{name}.weight"], want, atol=1e-6, rtol=1e-5)
 
 
+def test_a_game_may_choose_pages_of_a_long_memory():
+    """Only the self-attention chooses: the memories of mouse and keyboard are as long as the window."""
+    every, few = (ps.make_sim("game", policy=KVPolicy(2, top_k=k, memory=6)) for k in (6, 1))
+    world, other = ps.begin(every), ps.begin(few)
+    seen, less = ps.roll(every, world, 5), ps.roll(few, other, 5)
+    assert all(made.latents.isfinite().all() for made in [*seen, *less])
+    torch.testing.assert_close(seen[0].latents, less[0].latents, atol=1e-5, rtol=1e-4)  # there is no history yet
+    assert not torch.equal(seen[-1].latents, less[-1].latents)
+    few.close(other)
+    assert few.pool.num_held == 0
+
+
 def test_a_base_without_its_adapter_is_refused_unless_one_says_so(tmp_path):
     tensors = p.tiny_wan_tensors(ps.TEXT)
     path = p.write_self_forcing(tmp_path, tensors)

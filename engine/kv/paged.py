@@ -131,7 +131,7 @@ class PagedView:
         pages = [page for row in self.in_flight for page in row]
         rows = [f - self.skip for f in self.kept]
         own = {
-            name: [x[:, self.longest * self.tokens(name[0]) :] for x in buffers]
+            name: [x[:, self.history(name[0]) * self.tokens(name[0]) :] for x in buffers]
             for name, buffers in self.buffers.items()
         }
         own |= {("self", layer): list(pair) for layer, pair in self.own.items()}
@@ -145,6 +145,10 @@ class PagedView:
     def number(self, stream: str, layer: int) -> int:
         """A layer's number in the pool."""
         return self.pool.first_layer[stream] + layer
+
+    def history(self, stream: str) -> int:
+        """Pages of history, padding among them, that a stream's layers gather: only the self-attention chooses some."""
+        return self.longest if stream == "self" else self.longest - self.top_k
 
     def tokens(self, stream: str) -> int:
         return self.streams[stream].tokens
@@ -192,11 +196,11 @@ class PagedView:
 
     def _joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The history [N, T, S, h, d] with room for the block behind it, head by head in memory."""
-        n, _, s, h, d = keys.shape
-        size = (self.longest + self.frames - self.skip) * s
+        n, t, s, h, d = keys.shape
+        size = (t + self.frames - self.skip) * s
         made = [x.new_empty(n, h, size, d).transpose(1, 2) for x in (keys, values)]
         for buffer, x in zip(made, (keys, values), strict=True):
-            buffer[:, : self.longest * s] = x.flatten(1, 2)
+            buffer[:, : t * s] = x.flatten(1, 2)
         return made[0], made[1]
 
     def _chosen(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
