@@ -743,7 +743,10 @@ def test_latents_seen_later_are_as_if_seen_at_once(codec):
     latents = torch.randn(9, *sim.spec.latent, generator=torch.Generator().manual_seed(0))
     at_once, later = begin(sim, seed=3, latents=latents), begin(sim, seed=3, latents=latents[:3])
     sim.observe(later, Start.of(latents=latents[3:]))
-    assert identical(roll(sim, at_once, 2), roll(sim, later, 2))
+    for a, b in zip(roll(sim, at_once, 2), roll(sim, later, 2), strict=True):
+        assert torch.equal(a.latents, b.latents)
+        # The codec took its latents in other runs: its sums may round another way.
+        assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
     roll(sim, later, 1)
     sim.observe(later, Start.of(latents=latents[:3]))  # after dreamed ones, too
     assert len(roll(sim, later, 1)[0].frames) == 12

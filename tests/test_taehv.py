@@ -71,7 +71,7 @@ def test_latents_decode_as_stated_plainly():
     video, _ = taehv.signal(latents)
     assert video.shape == (2, 17, 3, 24, 32)
     for got, z in zip(video, latents, strict=True):
-        torch.testing.assert_close(got, decode_plainly(taehv.state_dict(), z), atol=1e-5, rtol=0)
+        torch.testing.assert_close(got, decode_plainly(taehv.state_dict(), z), atol=1e-4, rtol=0)
 
 
 def test_frames_encode_as_stated_plainly():
@@ -79,7 +79,7 @@ def test_frames_encode_as_stated_plainly():
     latents, _ = taehv.encode(frames)
     assert latents.shape == (2, 3, 4, 3, 2)
     for got, clip in zip(latents, frames, strict=True):
-        torch.testing.assert_close(got, encode_plainly(taehv.state_dict(), clip), atol=1e-5, rtol=0)
+        torch.testing.assert_close(got, encode_plainly(taehv.state_dict(), clip), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("lengths", [[7], [1] * 7, [3, 3, 1], [1, 2, 4]])
@@ -89,7 +89,7 @@ def test_latents_decode_the_same_in_any_pieces(lengths):
         video, states = taehv.signal(piece, states)
         made.append(video)
     assert [video.shape[1] for video in made] == [4 * length - 3 * (i == 0) for i, length in enumerate(lengths)]
-    torch.testing.assert_close(torch.cat(made, dim=1), make_taehv().signal(latents)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(made, dim=1), make_taehv().signal(latents)[0], atol=1e-4, rtol=0)
 
 
 def test_clips_encode_the_same_in_pieces_and_end_with_their_last_frame_repeated():
@@ -99,7 +99,7 @@ def test_clips_encode_the_same_in_pieces_and_end_with_their_last_frame_repeated(
     torch.testing.assert_close(whole, taehv.encode(torch.cat([frames, *[frames[:, -1:]] * 3], dim=1))[0])
     first, states = taehv.encode(frames[:, :4])
     rest, _ = taehv.encode(frames[:, 4:], states)
-    torch.testing.assert_close(torch.cat([first, rest], dim=1), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat([first, rest], dim=1), whole, atol=1e-4, rtol=0)
 
 
 def test_worlds_of_other_ages_share_a_call_and_their_states_are_only_read():

@@ -106,7 +106,7 @@ def test_latents_decode_the_same_in_any_pieces(lengths):
     vae, latents = make_vae(latents_at_once=3), torch.randn(2, 7, 4, 4, 6)
     whole, _ = make_vae(latents_at_once=99).signal(latents)
     assert whole.shape == (2, 25, 3, 16, 24)
-    torch.testing.assert_close(in_pieces(vae.signal, latents, lengths), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(in_pieces(vae.signal, latents, lengths), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("lengths", [[17], [1, 4, 4, 8], [5, 12], [1] + [4] * 4])
@@ -115,7 +115,7 @@ def test_clips_encode_the_same_in_any_pieces(lengths):
     whole, _ = make_vae(latents_at_once=99).encode_signal(video)
     assert whole.shape == (2, 5, 4, 4, 2)
     assert whole.dtype == torch.float32
-    torch.testing.assert_close(in_pieces(vae.encode_signal, video, lengths), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(in_pieces(vae.encode_signal, video, lengths), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("temporal", [(True, True), (False, True), (True, False), (False, False)])
@@ -127,7 +127,7 @@ def test_time_may_be_halved_at_any_level(temporal):
     latents = torch.randn(1, 3, 4, 2, 2)
     video = in_pieces(vae.signal, latents, [2, 1])
     assert video.shape[1] == 1 + 2 * rate
-    torch.testing.assert_close(video, made.signal(latents)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(video, made.signal(latents)[0], atol=1e-4, rtol=0)
     assert vae.encode_signal(video)[0].shape == latents.shape
 
 
@@ -149,9 +149,9 @@ def test_worlds_of_other_ages_share_a_call_and_keep_their_own_numbers():
     assert [len(video) for video in together] == [8, 5, 8]
     for i, state in enumerate(states):
         alone, kept = vae.signal(torch_blocks[2, i : i + 1], [state])
-        torch.testing.assert_close(together[i], alone[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[i], alone[0], atol=1e-4, rtol=0)
         for x, y in zip(left[i], kept[0], strict=True):
-            torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+            torch.testing.assert_close(x, y, atol=1e-4, rtol=0)
     frames, _ = vae.decode(torch_blocks[2], states)
     assert [x.dtype for x in frames] == [torch.uint8] * 3
     assert vae.decode(torch_blocks[2, :2], [older, old])[0].shape == (2, 8, 16, 16, 3)
@@ -192,7 +192,7 @@ def test_pixels_encode_as_their_signal_and_a_clip_drops_its_surplus():
     latents, _ = vae.encode(frames)
     assert latents.shape == (1, 3, 4, 4, 4)
     signal = frames[:, :9].permute(0, 1, 4, 2, 3) / 127.5 - 1
-    torch.testing.assert_close(latents, vae.encode_signal(signal)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents, vae.encode_signal(signal)[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -278,10 +278,10 @@ def test_it_agrees_with_diffusers():
     latents, video = torch.randn(2, 4, 4, 4, 6), torch.rand(2, 9, 3, 16, 24) * 2 - 1
     raw = latents.transpose(1, 2) / (1 / std) + mean
     want = other._decode(raw).sample.transpose(1, 2)
-    torch.testing.assert_close(vae.signal(latents)[0].clamp(-1, 1), want.clamp(-1, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(vae.signal(latents)[0].clamp(-1, 1), want.clamp(-1, 1), atol=1e-4, rtol=0)
     moments = other._encode(video.transpose(1, 2))
     want = ((moments[:, :4] - mean) / std).transpose(1, 2)
-    torch.testing.assert_close(vae.encode_signal(video)[0], want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(vae.encode_signal(video)[0], want, atol=1e-4, rtol=0)
 
 
 @pytest.mark.gpu
