@@ -17,7 +17,8 @@ from engine.codecs.wan_vae import WanVae
 from engine.model import Codec, WorldModel
 from engine.models.heads import Silent
 from engine.models.wan import WanDiT
-from engine.opening import Extras, world_spec
+from engine.extras import Extras
+from engine.opening_wan import world_spec
 from engine.presets import Preset
 from engine.published import ActionModule, WanSpec, WanVaeSpec
 from engine.spec import WorldSpec
@@ -54,7 +55,7 @@ def spec_of(model: str, preset: Preset, codec: str, size: tuple[int, int] | None
     Args:
         codec: "vae", "tiny" or "preview".
         size: (H, W) in pixels; the preset's by default.
-        numerics: "published" or "fast" (see `engine.opening.Extras`).
+        numerics: "published" or "fast" (see `engine.extras.Extras`).
 
     Raises:
         ValueError: the model and the preset do not go together, or an argument is unknown.

@@ -22,6 +22,7 @@ from engine.presets import PRESETS, Preset
 from engine.published import Rollout
 from engine.scenes import picture_of, prompt_context, scene
 from engine.spec import KVPolicy, VariableSpec, WorldSpec
+from engine.uncertainty import held, second_opinion
 from engine.world import Block, Start, World
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ __all__ = [
     "WorldSpec",
     "check_start",
     "has_cuda",
+    "held",
     "load",
     "picture_of",
     "prompt_context",
     "read_card",
     "scene",
+    "second_opinion",
     "set_threads",
 ]

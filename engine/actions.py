@@ -101,10 +101,11 @@ class DiscreteActions:
 
 @dataclass(frozen=True)
 class ContinuousActions:
-    """A vector between bounds, encoded to [-1, 1]: float32 [len(low)]."""
+    """A vector between bounds, encoded to [-1, 1]: float32 [len(low)]. `names` are of its numbers: steer, gas."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    names: tuple[str, ...] = ()
     kind: str = "continuous"
 
     @property
@@ -119,7 +120,8 @@ class ContinuousActions:
         """Raises ValueError unless `action` is a finite vector inside the bounds."""
         value = np.asarray(action, dtype=np.float32).ravel()
         if value.shape != (self.width,) or not np.isfinite(value).all():
-            raise ValueError(f"action {action!r}: expected {self.width} finite numbers")
+            names = f" ({', '.join(self.names)})" if self.names else ""
+            raise ValueError(f"action {action!r}: expected {self.width} finite numbers{names}")
         if (value < np.asarray(self.low, np.float32)).any() or (value > np.asarray(self.high, np.float32)).any():
             raise ValueError(f"action {action!r}: expected values from {self.low} to {self.high}")
         return self.encode_rows(value[None])[0]
@@ -174,7 +176,7 @@ def action_spec(data: Mapping[str, Any]) -> ActionSpec:
     if data["kind"] == "text":
         return TextActions(int(data.get("longest", 2048)))
     if data["kind"] == "continuous":
-        return ContinuousActions(tuple(data["low"]), tuple(data["high"]))
+        return ContinuousActions(tuple(data["low"]), tuple(data["high"]), tuple(data.get("names") or ()))
     if data["kind"] == "dict":
         parts = data["parts"].items() if isinstance(data["parts"], Mapping) else data["parts"]
         return DictActions(tuple((name, action_spec(part)) for name, part in parts))

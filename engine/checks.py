@@ -9,8 +9,8 @@ from torch import Tensor
 
 from engine.conditioning import Condition
 from engine.noise import GivenNoise
-from engine.schedule import Pass
-from engine.spec import WanSpec, WorldSpec
+from engine.schedule import Leg
+from engine.spec import KVPolicy, WanSpec, WorldSpec
 from engine.world import Start, World
 
 
@@ -19,11 +19,15 @@ def check_start(start: Start, spec: WorldSpec) -> None:
     given = len(start.frames) or start.latents is not None
     if spec.action_module and given:
         raise ValueError("a Matrix-Game world begins from its picture: expected a context, and no frames or latents")
-    if spec.rollout and given and start.context is None:
+    if spec.published and given and start.context is None:
         raise ValueError(
             "a published model reads frames and latents under a prompt or an image: give the start a context"
         )
-    if spec.rollout and not len(start.frames):
+    if start.horizon is not None and (spec.staggered is None or start.horizon < 1):
+        raise ValueError(
+            f"horizon {start.horizon}: expected 1 or more, of a model that is told how many blocks are to come"
+        )
+    if spec.published and not len(start.frames):
         check_latents(start, spec)
         return
     frames, height_width = start.frames, (*spec.frame, 3)
@@ -32,7 +36,7 @@ def check_start(start: Start, spec: WorldSpec) -> None:
             f"start frames are {frames.dtype} {list(frames.shape)}: expected uint8 [K, *{list(height_width)}], K >= 1"
         )
     count = len(frames)
-    if spec.rollout:
+    if spec.published:
         check_clip(count, spec)
         return
     if count % spec.block:
@@ -48,9 +52,14 @@ def check_start(start: Start, spec: WorldSpec) -> None:
         )
 
 
-def check_seen(seen: Start, spec: WorldSpec, length: int) -> None:
-    """Raise ValueError unless what a world is to see next, after `length` latent frames, has the spec's shapes."""
-    if not spec.rollout:
+def check_seen(seen: Start, spec: WorldSpec, world: World) -> None:
+    """Raise ValueError unless what a world is to see next has the spec's shapes."""
+    if world.flight is not None or world.given is not None:
+        raise ValueError(
+            "observe: later blocks of this world are in flight already, or begin with what it was given, and nothing can "
+            "come before them. Open a world with all that was seen"
+        )
+    if not spec.published:
         check_start(seen, spec)
         return
     if len(seen.frames):
@@ -60,7 +69,7 @@ def check_seen(seen: Start, spec: WorldSpec, length: int) -> None:
         )
     if spec.action_module or seen.latents is None or seen.context is not None:
         raise ValueError("observe takes latents of a text world, and no context: a new prompt comes with a step")
-    check_latents(seen, spec, length)
+    check_latents(seen, spec, world.table.length)
 
 
 def check_latents(start: Start, spec: WorldSpec, length: int = 0) -> None:
@@ -75,6 +84,10 @@ def check_latents(start: Start, spec: WorldSpec, length: int = 0) -> None:
 
 def check_clip(frames: int, spec: WorldSpec) -> None:
     """Raise ValueError unless so many frames are whole latent frames, and those whole blocks."""
+    if spec.staggered:
+        if frames % spec.frames_per_latent:
+            raise ValueError(f"{frames} start frames: expected a multiple of {spec.frames_per_latent}")
+        return
     if (frames - 1) % spec.frames_per_latent:
         raise ValueError(f"{frames} start frames: expected 1 + a multiple of {spec.frames_per_latent}")
     check_blocks(1 + (frames - 1) // spec.frames_per_latent, spec)
@@ -83,8 +96,19 @@ def check_clip(frames: int, spec: WorldSpec) -> None:
 def check_blocks(latents: int, spec: WorldSpec, length: int = 0) -> None:
     """Raise ValueError unless so many latent frames are whole blocks after `length`."""
     first = spec.block_at(length)
+    if spec.staggered:  # what is left over is shown to the first block in flight
+        return
     if latents < first or (latents - first) % spec.block:
         raise ValueError(f"{latents} given latents: this model takes {first} first and then {spec.block} at a time")
+
+
+def check_policy(policy: KVPolicy, spec: WorldSpec) -> None:
+    """Raise ValueError unless a world of this spec can be run under a policy."""
+    if spec.staggered and (policy.early or (policy.window or 0) % spec.block):
+        raise ValueError(
+            f"{policy}: a model with several blocks in flight sees the last of the history in whole blocks: expected a "
+            f"window that is a multiple of {spec.block}, or None, and no sinks, pages or top-k"
+        )
 
 
 def check_beside(beside: Tensor | None, spec: WorldSpec) -> None:
@@ -100,12 +124,15 @@ def check_beside(beside: Tensor | None, spec: WorldSpec) -> None:
         raise ValueError(f"channels beside the latents are {given}: expected {hope}")
 
 
-def check_noise(world: World, passes: Sequence[Pass], spec: WorldSpec) -> None:
-    """Raise ValueError unless a world's given noise has all that its next block draws."""
-    if isinstance(world.noise, GivenNoise):
-        shape = (spec.block_at(world.table.length), *spec.latent)
-        for draw in (0, *(i for i, step in enumerate(passes, start=1) if step.enter)):
-            world.noise.latent(world.block, draw, shape)
+def check_noise(world: World, legs: Sequence[Leg], spec: WorldSpec) -> None:
+    """Raise ValueError unless a world's given noise has all that its next step draws."""
+    if not isinstance(world.noise, GivenNoise):
+        return
+    shape = (spec.block_at(world.table.length), *spec.latent)
+    first = world.block + (0 if world.flight is None else len(world.flight) // spec.block - 1)
+    for block, leg in enumerate((leg for leg in legs if leg.enters), start=first):
+        for draw in (0, *(i for i, step in enumerate(leg.passes, start=1) if step.enter)):
+            world.noise.latent(block, draw, shape)
 
 
 def check_step(worlds: list[World], conditions: Sequence[Condition], spec: WorldSpec) -> None:
@@ -120,5 +147,5 @@ def check_step(worlds: list[World], conditions: Sequence[Condition], spec: World
         expected = [spec.frames_at(world.table.length), spec.actions.width]
         if list(condition.actions.shape) != expected:
             raise ValueError(f"a condition's actions are {list(condition.actions.shape)}: expected encoded {expected}")
-        if spec.rollout and world.context is None and condition.prompt is None:
+        if spec.published and world.context is None and condition.prompt is None:
             raise ValueError("a published model needs a prompt or an image: give the start, or this step, a context")

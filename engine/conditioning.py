@@ -27,11 +27,20 @@ class Context:
         beside: channels [K, c, h, w] that a denoiser is shown beside latent frames 0 .. K-1, the last of them from
             then on; None where it is shown none.
         source: what they were made of, named tensors: enough to make them again.
+        ending: of models that are told how much of the video is to come: the same for the last blocks, those with
+            1, 2, ... blocks to come first.
     """
 
     layers: tuple[tuple[Tensor, ...], ...]
     beside: Tensor | None = None
     source: dict[str, Tensor] = field(default_factory=dict)
+    ending: tuple[Context, ...] = ()
+
+    def before_end(self, blocks: int | None) -> Context:
+        """What a block reads with which so many are left, itself among them; None where there is no end."""
+        if blocks is None or not self.ending or blocks > len(self.ending):
+            return self
+        return self.ending[max(blocks, 1) - 1]
 
     @property
     def num_bytes(self) -> int:
@@ -67,6 +76,10 @@ class Condition:
         prompt: of a single world, a context that takes effect with this step and lasts; None keeps what it has.
         context: layers of the context (see `Context`), stacked; the engine fills them in.
         beside: channels beside the latents, [F, c, h, w]; the engine fills them in.
+        chunks: of models with several blocks in flight, in place of `context`: what each of them reads, oldest first, a
+            row for each world; None for no prompt.
+        dropped: bool [N, B]: of these, which are told that their prompt was dropped.
+        step_size: of the pass, told to models that were distilled for several.
     """
 
     actions: Tensor
@@ -74,6 +87,9 @@ class Condition:
     context: tuple[tuple[Tensor, ...], ...] = ()
     beside: Tensor | None = None
     prompt: Context | None = None
+    chunks: tuple[tuple[Context | None, ...], ...] = ()
+    dropped: Tensor | None = None
+    step_size: float | None = None
 
     @classmethod
     def of(cls, actions: np.ndarray, prompt: Context | None = None) -> Condition:

@@ -8,7 +8,7 @@ Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine import noise
-from engine.checks import check_beside, check_noise, check_seen, check_start, check_step
+from engine.checks import check_beside, check_noise, check_policy, check_seen, check_start, check_step
 from engine.conditioning import Condition, Context
 from engine.hardware import set_threads
 from engine.invariance import invariant
@@ -27,10 +27,11 @@ from engine.kv.pool import KV_DTYPES, Pool, PoolFull
 from engine.model import WorldModel
 from engine.paged_attention import choose
 from engine.runner import SMALL_PAGE, Runner, action_windows
-from engine.schedule import Pass, commit, flow, renoise
-from engine.sizing import pages_needed, slack_pages
-from engine.snapshot import pack, read_file, revive, unpack, write_file
-from engine.spec import KVPolicy, WanSpec, WorldSpec
+from engine.schedule import Leg, Pass, commit, flow, renoise
+from engine.sizing import need_of, pages_needed, slack_pages
+from engine.snapshot import pack, read_file, revive, sources_of, unpack, with_contexts, write_file
+from engine.spec import KVPolicy, Staggered, WanSpec, WorldSpec
+from engine.stages import clean, legs
 from engine.world import Block, Start, World
 
 
@@ -67,9 +68,10 @@ class Engine:
         spec = model.spec
         if max_worlds < 1:
             raise ValueError(f"max_worlds {max_worlds}: expected 1 or more")
-        self.passes = block_passes(spec, num_steps, model.dtype)
+        self.schedule, self.passes = schedule_of(spec, num_steps, model.dtype)
         set_threads()
         self.spec, self.policy = spec, policy or spec.kv
+        check_policy(self.policy, spec)
         self.model = invariant(model) if deterministic else model
         self.deterministic, self.given = deterministic, model
         self.need, self.need_host = pages_needed(self.policy, spec.block, offload)
@@ -98,6 +100,11 @@ class Engine:
         """Make room for at least that many worlds at once; those that are open go on as they were."""
         self.pool.grow(max_worlds * self.need, max_worlds * self.need_host)
 
+    def pages_of(self, start: Start) -> int:
+        """Pages that a world is admitted with which begins so; most need `need`."""
+        given = len(start.frames) // self.spec.frames_per_latent if start.latents is None else len(start.latents)
+        return need_of(given, self.spec, self.policy, self.need)
+
     @torch.inference_mode()
     def open(self, start: Start, seed: int, source: noise.Noise | None = None) -> World:
         """Begin a world, from real frames or latents that are committed at positions 0, 1, ..., or from nothing.
@@ -111,10 +118,11 @@ class Engine:
             PoolFull: too many worlds are open.
         """
         check_start(start, self.spec)
-        self.pool.reserve(self.need, self.need_host)
+        need = self.pages_of(start)
+        self.pool.reserve(need, self.need_host)
         variables = start.variables[0] if len(start.variables) else np.zeros(len(self.spec.variables))
         world = World(source or noise.SeededNoise(int(seed)), PageTable(), np.array(variables, np.float64))
-        world.context = start.context
+        world.context, world.horizon, world.reserved = start.context, start.horizon, (need, self.need_host)
         world.actions = np.zeros((0, self.spec.actions.width), np.float32)
         try:
             self._commit_real(world, start)
@@ -134,7 +142,7 @@ class Engine:
         """
         if not world.open:
             raise ValueError("observe needs an open world")
-        check_seen(seen, self.spec, world.table.length)
+        check_seen(seen, self.spec, world)
         self._commit_real(world, seen)
 
     @torch.inference_mode()
@@ -187,7 +195,7 @@ class Engine:
         """
         check_step(worlds, conditions, self.spec)
         for world in worlds:
-            check_noise(world, self.passes, self.spec)
+            check_noise(world, self.schedule(world), self.spec)
             self._check_room(world, self.spec.block)
         self._steer(worlds, conditions)
         blocks: dict[int, Block] = {}
@@ -212,7 +220,7 @@ class Engine:
             raise ValueError("fork needs an open world")
         if n < 1 or (seeds is not None and len(seeds) != n):
             raise ValueError(f"{n} forks with seeds {seeds}: expected at least one fork, and a seed for each or none")
-        self.pool.reserve(n * self.need, n * self.need_host, f"{n} forks of a world")
+        self.pool.reserve(n * world.reserved[0], n * world.reserved[1], f"{n} forks of a world")
         self.pool.retain(n * world.table.pages)
         return [world.fork(None if seeds is None else int(seeds[i])) for i in range(n)]
 
@@ -241,18 +249,20 @@ class Engine:
         """
         blob = source if isinstance(source, bytes) else read_file(Path(source))
         state, tensors = unpack(blob, self._settings())
-        self.pool.reserve(self.need, self.need_host, "the snapshot's world")
+        here, away = state["reserved"]
+        self.pool.reserve(here, away, "the snapshot's world")
         table = PageTable(state["length"], state["origin"], state["positions"])
         table.pages = self._places(table)
-        world, sources = revive(state, tensors, table, self.pool)
-        world.context = self.contextualise(**sources) if sources else None
+        world = revive(state, tensors, table, self.pool)
+        contexts = {i: self.contextualise(**source) for i, source in sources_of(tensors).items()}
+        with_contexts(world, state["contexts"], contexts)
         return world
 
     def close(self, world: World) -> None:
         """Give a world's pages back. Closing twice is fine."""
         if world.open:
             self.pool.release(world.table.pages + world.table.in_flight)
-            self.pool.unreserve(self.need, self.need_host)
+            self.pool.unreserve(*world.reserved)
             world.table, world.open = PageTable(), False
 
     def _settings(self) -> dict[str, Any]:
@@ -275,9 +285,9 @@ class Engine:
 
     def _alike(self, worlds: list[World]) -> list[list[int]]:
         """Rows that run together: blocks of one size, and where histories have no limit, of about one length."""
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[tuple[int, int, bool], list[int]] = {}
         for i, world in enumerate(worlds):
-            name = self.runner.span(world), self.spec.block_at(world.table.length)
+            name = self.runner.span(world), self.spec.block_at(world.table.length), world.flight is None
             groups.setdefault(name, []).append(i)
         return list(groups.values())
 
@@ -285,8 +295,7 @@ class Engine:
         """`step` for worlds that run together."""
         condition = self._joined(worlds, conditions)
         ends, last_rewards = self._outlook(worlds, condition)
-        shape = (self.spec.block_at(worlds[0].table.length), *self.spec.latent)
-        latents = self.runner.run(worlds, self.passes, self.runner.noise(worlds, 0, shape), condition)
+        latents = self.runner.step(worlds, self.schedule(worlds[0]), condition)
         pictures = self.runner.decode(worlds, latents)
         rewards = self._read_heads(worlds)
         blocks = []
@@ -324,17 +333,27 @@ class Engine:
             latents = self.model.codec.encode(frames[None])[0][0]
         if latents is None:
             return
+        if self.spec.staggered:
+            self._give(world, latents.to(self.model.device).float())
+            return
         count = len(latents)
         self._check_room(world, count)
         before = np.concatenate([world.variables[None], seen.variables[:-1]]) if self.spec.variables else None
         variables = torch.zeros(count, 0) if before is None else torch.from_numpy(self.spec.encode_variables(before))
         actions = torch.from_numpy(np.asarray(seen.actions, np.float32))
-        step = Pass(0.0, commit=True) if self.spec.rollout else commit(self.spec.context_noise)
-        self.runner.prefix(world, latents.to(self.model.device).float(), actions, variables, step)
+        self.runner.prefix(world, latents.to(self.model.device).float(), actions, variables, commit_pass(self.spec))
         if self.spec.frames_per_latent > 1:  # a video codec decodes what follows from what was
             self.runner.decode([world], latents[None].to(self.model.device))
         if before is not None:
             world.variables = np.array(seen.variables[-1], np.float64)
+
+    def _give(self, world: World, latents: Tensor) -> None:
+        """Commit whole blocks of latents; what is left over is what the first block in flight begins with."""
+        whole = len(latents) // self.spec.block * self.spec.block
+        self._check_room(world, whole)
+        none = torch.zeros(whole, 0)
+        self.runner.prefix(world, latents[:whole], none, none, commit_pass(self.spec))
+        world.given = latents[whole:] if len(latents) > whole else None
 
     def _places(self, table: PageTable) -> list[int]:
         """Free pages for all positions of a table, on the host where `_offload` would have them."""
@@ -383,12 +402,41 @@ class Engine:
         return torch.stack([blank if w.head_state is None else w.head_state for w in worlds])
 
 
-def block_passes(spec: WorldSpec, num_steps: int | None, dtype: torch.dtype) -> list[Pass]:
-    """The passes of a block.
+def commit_pass(spec: WorldSpec) -> Pass:
+    """The pass that makes history of given latents."""
+    if spec.staggered:
+        return clean(spec.staggered)
+    return Pass(0.0, commit=True) if spec.rollout else commit(spec.context_noise)
+
+
+# What the next step of a world runs.
+Schedule = Callable[[World], tuple[Leg, ...]]
+
+
+def schedule_of(spec: WorldSpec, num_steps: int | None, dtype: torch.dtype) -> tuple[Schedule, list[Pass]]:
+    """What a step runs, and the passes of one that has a history behind it.
 
     Raises:
-        ValueError: num_steps is below 1, or another than a published model was distilled for.
+        ValueError: num_steps is below 1, or another than a published model was made for.
     """
+    if spec.staggered is not None:
+        return staggered_schedule(spec.staggered if num_steps is None else replace(spec.staggered, num_steps=num_steps))
+    passes = block_passes(spec, num_steps, dtype)
+    leg = Leg(tuple(passes), enters=True)
+    return lambda world: (leg,), passes
+
+
+def staggered_schedule(rollout: Staggered) -> tuple[Schedule, list[Pass]]:
+    """`schedule_of` for several blocks in flight."""
+
+    def schedule(world: World) -> tuple[Leg, ...]:
+        return legs(rollout, world.flight is not None)
+
+    return schedule, [p for leg in legs(rollout, True) for p in leg.passes]
+
+
+def block_passes(spec: WorldSpec, num_steps: int | None, dtype: torch.dtype) -> list[Pass]:
+    """The passes of a block of a model that has one in flight."""
     if spec.rollout is None:
         steps = spec.num_steps if num_steps is None else num_steps
         if steps < 1:

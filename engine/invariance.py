@@ -14,11 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from engine.fp8 import KINDS
 from engine.model import Codec, States, WorldModel
+from engine.models.magi_layers import WideLinear
 from engine.packing import PackedLinear
 from engine.swap import swap_linears
 
-LINEARS = (nn.Linear, PackedLinear)
+LINEARS = (nn.Linear, PackedLinear, WideLinear, *KINDS)
 
 
 class WorldLinear(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from engine.published import Rollout
+from engine.published import Guidance, Rollout, Staggered
 from engine.spec import KVPolicy
 
 FOUR, THREE = (1000, 750, 500, 250), (1000, 666, 333)
@@ -21,7 +21,8 @@ class Preset:
 
     Attributes:
         rollout: the sampler, and what happens to the history.
-        window: latent frames in the cache: sinks, past and the block; None for all of them.
+        window: latent frames in the cache: sinks, past and the block; None for all of them. A staggered rollout tells
+            itself what a block sees.
         sink: of these, the first of the video.
         block: latent frames denoised together.
         size: (H, W) in pixels.
@@ -32,7 +33,7 @@ class Preset:
         head_width, text_tokens: of attention, and of a prompt: sizes that no shape tells.
     """
 
-    rollout: Rollout
+    rollout: Rollout | Staggered
     window: int | None = 21
     sink: int = 0
     block: int = 3
@@ -47,11 +48,19 @@ class Preset:
     @property
     def policy(self) -> KVPolicy:
         """What a block may see of the past."""
+        if isinstance(self.rollout, Staggered):
+            return KVPolicy(None if self.rollout.reach is None else self.rollout.reach * self.block)
         if self.window is None:
             return KVPolicy(None)
         return KVPolicy(self.window - self.sink - self.block, self.sink)
 
 
+def magi(rollout: Staggered, size: tuple[int, int]) -> Preset:
+    """A preset of MAGI-1, in chunks of a second."""
+    return Preset(rollout, block=6, size=size, fps=24.0, text_tokens=800)
+
+
+SMALL, WIDE = (720, 720), (720, 1280)
 SELF_FORCING = Rollout(FOUR, shift=5.0)
 LONGLIVE = Rollout(FOUR, shift=5.0, rewrite="window")
 PRESETS: dict[str, Preset] = {
@@ -74,6 +83,13 @@ PRESETS: dict[str, Preset] = {
     "matrix-game-2-templerun": Preset(
         Rollout(FOUR), window=6, size=(352, 640), fps=25.0, mode="templerun", trained=150
     ),
+    "magi-4.5b-base": magi(Staggered(64, guidance=Guidance()), SMALL),
+    "magi-4.5b-distill": magi(Staggered(64), SMALL),
+    "magi-4.5b-distill-8step": magi(Staggered(8), SMALL),
+    "magi-4.5b-distill-window1": magi(Staggered(8, window=1), SMALL),
+    "magi-24b-base": magi(Staggered(32, guidance=Guidance()), WIDE),
+    "magi-24b-distill": magi(Staggered(16), WIDE),
+    "magi-24b-distill-8step": magi(Staggered(8), WIDE),
 }
 
 

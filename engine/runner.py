@@ -2,26 +2,31 @@
 
 Besides a step's passes it commits what was given from outside (`prefix`), passes the window's clean latents once more
 when a model wants that of a new prompt (`rewrite`), and begins a history anew from its last latents (`restart`). It
-knows no formulas: those are in schedule.py. Holds the model and the pool; a world is the caller's value.
+knows no formulas: those are in schedule.py and stages.py. Holds the model and the pool; a world is the caller's value.
 
-Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V variables, T frames.
+Legend: N worlds, B blocks in flight (one, but for staggered models), F latent frames of one, C H W latent, A action
+encoding, V variables, T frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.conditioning import Condition, Context
+from engine.kv.flight import FlightView
 from engine.kv.paged import PagedView
 from engine.kv.policy import PageTable, Reach
 from engine.kv.pool import Pool
 from engine.model import WorldModel
 from engine.paged_attention import PagedKernel
-from engine.schedule import Pass
+from engine.schedule import Leg, Pass
+from engine.sizing import wide
 from engine.spec import KVPolicy
 from engine.world import World
 
@@ -55,7 +60,27 @@ class Runner:
         self.model, self.pool, self.policy, self.exact, self.offload = model, pool, policy, exact, offload
         self.spec, self.device = model.spec, model.device
         self.rollout = model.spec.rollout
-        self.kept_latents = kept_latents(model, policy)
+        self.kept_latents, self.wide = kept_latents(model, policy), wide(policy, model.spec)
+        self.look = self._staggered if model.spec.staggered else self._single
+
+    def step(self, worlds: list[World], legs: Sequence[Leg], condition: Condition) -> Tensor:
+        """Run the legs of a step; return each world's finished block, clean latents [N, F, C, H, W].
+
+        Args:
+            condition: of the block that enters.
+        """
+        flying, size = worlds[0].flight is not None, self.spec.block_at(worlds[0].table.length)
+        flight = torch.stack([w.flight for w in worlds if w.flight is not None]) if flying else None
+        with self._unless_it_fails(worlds, legs):
+            for leg in legs:
+                if leg.enters:
+                    flight = self._enter(worlds, flight, size)
+                assert flight is not None
+                flight = self.run(worlds, leg.passes, flight, self._told(worlds, condition))
+                finished = flight[:, :size]
+                if leg.passes[-1].commit:
+                    flight = self._leave(worlds, flight[:, size:])
+        return finished if flight is None else self._hold(worlds, flight)
 
     def run(
         self,
@@ -65,7 +90,9 @@ class Runner:
         condition: Condition,
         block: int | None = None,
     ) -> Tensor:
-        """Run the passes over one block of each world and commit it; return the clean latents [N, F, C, H, W].
+        """Run passes over the blocks in flight of each world; return their latents [N, B F, C, H, W].
+
+        Where the last pass commits, the oldest of them is history then.
 
         Args:
             block: keys the noise; by default each world's own count.
@@ -81,23 +108,34 @@ class Runner:
     def _run(
         self, worlds: list[World], passes: Sequence[Pass], latents: Tensor, condition: Condition, block: int | None
     ) -> Tensor:
-        view = self._begin(worlds, latents.shape[1])
-        positions = view.rotary(self.spec.stream.relative, self.device)
+        view = self.look(worlds, passes, latents.shape[1])
         for draw, step in enumerate(passes, start=1):
-            shown = latents
+            shown = pasted(worlds, latents)
             if step.enter:
                 shown = step.enter(latents, self.noise(worlds, draw, latents.shape[1:], block))
-            times = torch.full(latents.shape[:2], step.level, device=self.device)
-            prediction, features = self.model.denoiser(shown, times, positions, condition, view)
+            times = send(step.times(shown.shape[1]).expand(len(worlds), -1), self.device)
+            told = condition if step.size is None else replace(condition, step_size=step.size)
+            prediction, features = self.model.denoiser(shown, times, view.rotary, told, view.during(step.reach))
             if step.update:
                 latents = step.update(shown, prediction.float())
             if step.commit:
                 self._commit(worlds, view, latents, features)
         return latents
 
-    def noise(self, worlds: list[World], draw: int, shape: torch.Size | tuple[int, ...], block: int | None = None):
-        """Normal float32 [N, *shape] for pass `draw` of each world's block, on the model's device."""
-        drawn = [w.noise.latent(w.block if block is None else block, draw, tuple(shape)) for w in worlds]
+    def noise(
+        self,
+        worlds: list[World],
+        draw: int,
+        shape: torch.Size | tuple[int, ...],
+        block: int | None = None,
+        ahead: int = 0,
+    ) -> Tensor:
+        """Normal float32 [N, *shape] for pass `draw` of each world's block, on the model's device.
+
+        Args:
+            ahead: blocks between that one and the world's next to be finished.
+        """
+        drawn = [w.noise.latent(w.block + ahead if block is None else block, draw, tuple(shape)) for w in worlds]
         return send(torch.stack(drawn), self.device)
 
     def span(self, world: World) -> int:
@@ -107,6 +145,8 @@ class Runner:
         would cost more than a call of their own, so those worlds have the span of what they see.
         """
         span, table = self.policy.span, world.table
+        if self.spec.staggered:
+            return len(self._kept(world).visible(table.length, table.origin))
         if span is None:
             return -(-max(1, table.length - table.origin) // BUCKET) * BUCKET
         if self.spec.stream.tokens <= SMALL_PAGE or self.policy.top_k:
@@ -115,7 +155,7 @@ class Runner:
 
     def condition(self, worlds: list[World], actions: Tensor, variables: Tensor) -> Condition:
         """Actions and variables of all worlds, [N, F, ...], with what their contexts add at their next positions."""
-        contexts = [w.context for w in worlds if w.context is not None]
+        contexts = [w.context for w in worlds if w.context is not None and not self.spec.staggered]
         frames, layers = actions.shape[1], Context.stack(contexts) if contexts else ()
         shown = [c.beside for c in contexts if c.beside is not None]
         beside = None
@@ -139,6 +179,8 @@ class Runner:
             count = size or self.spec.block_at(world.table.length)
             block = slice(k, k + count)
             condition = self.condition([world], actions[None, block], variables[None, block])
+            if self.spec.staggered:  # what becomes history is read under no prompt
+                condition = replace(condition, chunks=((None,),))
             # Real blocks are keyed by their place in history, from the far end of the counter, so that their noise
             # is no dreamed block's.
             self.run([world], [step], latents[None, block], condition, REAL - world.table.length)
@@ -166,9 +208,8 @@ class Runner:
         frames, kept = len(latents), [p - start for p in seen]
         view = PagedView(self.pool, [reach], [table.in_flight], [start], frames=frames, kept=kept, skip=skip)
         condition = self.condition([world], torch.zeros(1, frames, 0), torch.zeros(1, frames, 0))
-        times = torch.full((1, frames), step.level, device=self.device)
-        positions = view.rotary(self.spec.stream.relative, self.device)
-        self.model.denoiser(latents[None], times, positions, condition, view)
+        times = send(step.times(frames)[None], self.device)
+        self.model.denoiser(latents[None], times, view.rotary, condition, view)
         view.commit()
         table.put(seen)
 
@@ -195,6 +236,9 @@ class Runner:
     def decode(self, worlds: list[World], latents: Tensor) -> Tensor | list[Tensor]:
         """Frames uint8 [N, T, H, W, 3], or N of [T, H, W, 3] where T differs; streaming states move on."""
         frames, states = self.model.codec.decode(latents, [w.codec_state for w in worlds])
+        seen = [self._seen(w) for w in worlds]
+        if any(seen):
+            frames = [made[skip:] for made, skip in zip(frames, seen, strict=True)]
         for world, state, made in zip(worlds, states or [None] * len(worlds), frames, strict=True):
             world.codec_state = state
             if self.rollout and self.rollout.restart:
@@ -202,7 +246,74 @@ class Runner:
                 world.tail = world.tail[-self.spec.frames_upto(self.rollout.restart[1]) :]
         return frames
 
-    def _begin(self, worlds: list[World], frames: int) -> PagedView:
+    def _seen(self, world: World) -> int:
+        """Frames of a world's finished block that were there before: of a video that it goes on with, not of a picture.
+
+        A picture's latent moves with the block's, so its frames are not quite the picture.
+        """
+        if world.given is None or (not world.table.length and len(world.given) == 1):
+            return 0
+        return len(world.given) * self.spec.frames_per_latent
+
+    def _enter(self, worlds: list[World], flight: Tensor | None, size: int) -> Tensor:
+        """The latents in flight, [N, B F, C, H, W], with a block of noise behind them."""
+        finished = worlds[0].flight is not None and worlds[0].prompts[:1] == (None,)
+        ahead = (0 if flight is None else flight.shape[1] // size) - int(finished)
+        fresh = self.noise(worlds, 0, (size, *self.spec.latent), ahead=ahead)
+        if self.spec.staggered:
+            for world in worlds:
+                left = None if world.horizon is None else world.horizon - world.block - ahead
+                assert world.context is not None
+                world.prompts += (world.context.before_end(left),)
+        return fresh if flight is None else torch.cat([flight, fresh], dim=1)
+
+    def _leave(self, worlds: list[World], flight: Tensor) -> Tensor | None:
+        """The latents still in flight once the oldest block has become history; None where there are none."""
+        for world in worlds:
+            world.prompts, world.given = world.prompts[1:], None
+        return flight if flight.shape[1] else None
+
+    def _hold(self, worlds: list[World], flight: Tensor) -> Tensor:
+        """Keep what is in flight until the next step; return the block that is finished."""
+        for world, latents in zip(worlds, flight, strict=True):
+            world.flight, world.prompts = latents, (None, *world.prompts[1:])
+            world.latents = latents[: self.spec.block].clone()  # a snapshot keeps no tensor twice
+        return flight[:, : self.spec.block]
+
+    def _told(self, worlds: list[World], condition: Condition) -> Condition:
+        """The condition of all blocks in flight."""
+        return replace(condition, chunks=tuple(w.prompts for w in worlds)) if self.spec.staggered else condition
+
+    @contextmanager
+    def _unless_it_fails(self, worlds: list[World], legs: Sequence[Leg]) -> Iterator[None]:
+        """Leave worlds as they were if a leg fails: what an earlier one gave up is held until then."""
+        if len(legs) == 1 and not self.spec.staggered:  # nothing is given up before the only leg is through
+            yield
+            return
+        before = [w.fork() for w in worlds]
+        for old in before:
+            self.pool.retain(old.table.pages)
+        try:
+            yield
+        except BaseException:
+            for world, old in zip(worlds, before, strict=True):
+                self.pool.release(world.table.pages)
+                vars(world).update(vars(old))
+            raise
+        for old in before:
+            self.pool.release(old.table.pages)
+
+    def _staggered(self, worlds: list[World], passes: Sequence[Pass], frames: int) -> FlightView:
+        """The view of several blocks in flight, the oldest of which gets pages if it is to become history."""
+        size, commits = self.spec.block, passes[-1].commit
+        for world in worlds:
+            world.table.in_flight = self.pool.allocate(size) if commits else []
+        pages = [w.table.reach(self._kept(w)).pages for w in worlds]
+        into, firsts = [w.table.in_flight for w in worlds], [w.table.length for w in worlds]
+        return FlightView(self.pool, pages, into, firsts, frames // size, size)
+
+    def _single(self, worlds: list[World], passes: Sequence[Pass], frames: int) -> PagedView:
+        """The view of one block in flight, which has its pages from the first pass on."""
         for world in worlds:
             last = world.table.pages[-1] if world.table.pages else -1
             world.table.in_flight = self.pool.allocate(frames, after=last)
@@ -212,13 +323,18 @@ class Runner:
         flight = [w.table.in_flight for w in worlds]
         return PagedView(self.pool, reaches, flight, firsts, self.policy.top_k, span, kernel=self.kernel)
 
-    def _commit(self, worlds: list[World], view: PagedView, latents: Tensor, features: Tensor) -> None:
+    def _commit(self, worlds: list[World], view: PagedView | FlightView, latents: Tensor, features: Tensor) -> None:
         view.commit()
+        latents = latents[:, : len(worlds[0].table.in_flight)]
         states = self.model.heads.summarise(features[:, -1])
         for world, clean, state in zip(worlds, latents, states, strict=True):
-            self.pool.release(world.table.commit(self.policy))
+            self.pool.release(world.table.commit(self._kept(world)))
             self._offload(world)
             world.latents, world.head_state = self._last_latents(world, clean), state
+
+    def _kept(self, world: World) -> KVPolicy:
+        """What a world's blocks may see, and what it keeps for them."""
+        return self.policy if world.flight is not None else self.wide
 
     def _last_latents(self, world: World, clean: Tensor) -> Tensor:
         """The clean latents that a world keeps once a block has joined them."""
@@ -240,6 +356,17 @@ def kept_latents(model: WorldModel, policy: KVPolicy) -> int:
     if spec.rollout and spec.rollout.rewrite:
         return 0 if policy.window is None else policy.sink + policy.window + spec.block
     return max(spec.block, spec.rollout.restart[1] if spec.rollout and spec.rollout.restart else 0)
+
+
+def pasted(worlds: list[World], latents: Tensor) -> Tensor:
+    """Latents in flight, with what worlds were given in front of their first block."""
+    given = {i: w.given for i, w in enumerate(worlds) if w.given is not None}
+    if not given:
+        return latents
+    made = latents.clone()
+    for i, known in given.items():
+        made[i, : len(known)] = known
+    return made
 
 
 def channels(beside: Tensor, start: int, frames: int) -> Tensor:

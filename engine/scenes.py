@@ -5,6 +5,7 @@ Legend: K latent frames, C h w latent, H W pixels, T tokens.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from engine.codecs.magi_vae import MagiVae
 from engine.codecs.wan_vae import WanVae
 from engine.conditioners.image import fit_image, read_image
 from engine.conditioning import Context
@@ -24,8 +26,11 @@ SETTLED = 32
 Picture = str | Path | np.ndarray | Image.Image
 
 
-def prompt_context(sim: Engine, prompt: str) -> Context:
+def prompt_context(sim: Engine, prompt: str, ending: bool = False) -> Context:
     """A prompt as the layers of a text world read it.
+
+    Args:
+        ending: with what the last blocks read of it, for worlds that begin with a horizon.
 
     Raises:
         ValueError: the world reads no prompts, or its text encoder is missing.
@@ -33,16 +38,23 @@ def prompt_context(sim: Engine, prompt: str) -> Context:
     conditioner = sim.given.conditioner
     if conditioner is None or not conditioner.reads_text:
         raise ValueError("this world reads no prompts")
-    return sim.contextualise(text=conditioner.prompt(prompt))
+    context = sim.contextualise(text=conditioner.prompt(prompt))
+    if not ending:
+        return context
+    last = (sim.contextualise(text=conditioner.prompt(prompt, left)) for left in range(1, conditioner.endings))
+    return replace(context, ending=tuple(last))
 
 
-def scene(sim: Engine, prompt: str | None = None, image: Picture | None = None) -> Start:
+def scene(
+    sim: Engine, prompt: str | None = None, image: Picture | None = None, frames: np.ndarray | None = None
+) -> Start:
     """Where a published world begins.
 
     Args:
         prompt: of a text world.
         image: a picture: a Matrix-Game world is a walk through it; a text world that takes a first latent begins with
             it. A path, a PIL picture or uint8 [H, W, 3]; cut and resized to the world's frame.
+        frames: a video uint8 [T, H, W, 3] that a text world goes on with, in its size and frame rate.
 
     Raises:
         ValueError: one is missing or too much, or the picture cannot be read.
@@ -56,6 +68,10 @@ def scene(sim: Engine, prompt: str | None = None, image: Picture | None = None) 
         return Start.of(picture_context(sim, picture_of(sim, image)))
     if prompt is None:
         raise ValueError("this world begins from a prompt: give one")
+    if frames is not None:
+        if image is not None:
+            raise ValueError("a world begins with a picture or with frames: give one of them")
+        return replace(Start.of(prompt_context(sim, prompt)), frames=np.asarray(frames))
     first = None if image is None else first_latents(sim, picture_of(sim, image))
     return Start.of(prompt_context(sim, prompt), first)
 
@@ -97,7 +113,7 @@ def encode(sim: Engine, clip: Tensor) -> Tensor:
         ValueError: the world was opened without its VAE.
     """
     codec = sim.given.codec
-    if not isinstance(codec, WanVae):
+    if not isinstance(codec, WanVae | MagiVae):
         raise ValueError("pictures need the codec that the model was trained with: open the world with codec='vae'")
     made, _ = codec.encode_signal(clip[None].to(sim.given.device))
     assert isinstance(made, Tensor)

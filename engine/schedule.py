@@ -24,19 +24,41 @@ Enter = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of the denoiser over a block.
+    """One run of the denoiser over the blocks in flight.
 
     Attributes:
-        level: the noise level t that the denoiser is told, in the units it was trained with.
+        level: the noise level t that the denoiser is told, in the units it was trained with; of each block in
+            flight, oldest first, where there are several.
         update: the latent that its prediction of what it was shown makes; None leaves the latent as it is.
         enter: mixes fresh noise into what the denoiser is shown (not into the latent); None shows the latent.
-        commit: this pass's K/V become history.
+        commit: this pass's K/V of the oldest block become history.
+        reach: blocks that each block in flight sees, itself among them; None for all that the policy shows.
+        size: of the step, told to models that were distilled for several.
     """
 
-    level: float
+    level: float | tuple[float, ...]
     update: Update | None = None
     enter: Enter | None = None
     commit: bool = False
+    reach: tuple[int | None, ...] = (None,)
+    size: float | None = None
+
+    def times(self, frames: int) -> Tensor:
+        """What the denoiser is told of each latent frame in flight, float32 [frames]."""
+        levels = torch.tensor(self.level if isinstance(self.level, tuple) else (self.level,))
+        return levels.repeat_interleave(frames // len(levels))
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Passes in a row over the same blocks; only the last of them may commit.
+
+    Attributes:
+        enters: a block of noise joins those in flight before the first of them.
+    """
+
+    passes: tuple[Pass, ...]
+    enters: bool = False
 
 
 def mix(clean: Tensor, noise: Tensor, level: float | Tensor) -> Tensor:

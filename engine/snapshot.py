@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from engine.conditioning import Context
 from engine.kv.policy import PageTable
 from engine.kv.pool import Pool
 from engine.noise import SeededNoise
@@ -26,7 +28,7 @@ from engine.world import World
 
 FORMAT, VERSION = "inferix_env world", 2
 # Tensors of a world's last blocks.
-LAST = ("latents", "head_state", "tail")
+LAST = ("latents", "head_state", "tail", "flight", "given")
 
 
 def pack(world: World, pool: Pool, settings: dict[str, Any]) -> bytes:
@@ -46,11 +48,13 @@ def pack(world: World, pool: Pool, settings: dict[str, Any]) -> bytes:
         "positions": world.table.positions,
         "ended": world.ended,
         "codec_state": codec_state,
+        "horizon": world.horizon,
+        "reserved": world.reserved,
     }
     tensors |= {f"pages.{name}": x for name, x in pool.export(world.table.pages).items()}
     tensors["variables"], tensors["actions"] = torch.tensor(world.variables), torch.from_numpy(world.actions)
-    if world.context:
-        tensors |= {f"context.{name}": x for name, x in world.context.source.items()}
+    state["contexts"], sources = contexts_of(world)
+    tensors |= sources
     tensors |= {name: x for name in LAST if (x := getattr(world, name)) is not None}
     tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
     text = {"settings": json.dumps(settings, sort_keys=True), "state": json.dumps(state, sort_keys=True)}
@@ -95,14 +99,39 @@ def read(blob: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(f"the snapshot is truncated or no snapshot at all ({len(blob):,} bytes): {error}") from None
 
 
-def revive(
-    state: dict[str, Any], tensors: dict[str, Tensor], table: PageTable, pool: Pool
-) -> tuple[World, dict[str, Tensor]]:
-    """A world of unpacked state, on the pages taken for it in its table, and what its context is to be made of."""
+def contexts_of(world: World) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Which contexts a world's parts have, by number, and what each is made of, named tensors."""
+    parts = [world.context, *(world.context.ending if world.context else ()), *world.prompts]
+    distinct = list({id(c): c for c in parts if c is not None}.values())
+    numbers = [None if c is None else next(i for i, d in enumerate(distinct) if d is c) for c in parts]
+    ends = len(parts) - len(world.prompts)
+    names = {"now": numbers[0], "ending": numbers[1:ends], "prompts": numbers[ends:]}
+    return names, {f"context.{i}.{name}": x for i, c in enumerate(distinct) for name, x in c.source.items()}
+
+
+def sources_of(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """What each context of a snapshot is to be made of, by number."""
+    made: dict[int, dict[str, Tensor]] = {}
+    for name, x in tensors.items():
+        if name.startswith("context."):
+            _, number, part = name.split(".", 2)
+            made.setdefault(int(number), {})[part] = x
+    return made
+
+
+def with_contexts(world: World, names: dict[str, Any], contexts: dict[int, Context]) -> None:
+    """Give a revived world its contexts."""
+    if names["now"] is not None:
+        ending = tuple(contexts[i] for i in names["ending"])
+        world.context = replace(contexts[names["now"]], ending=ending)
+    world.prompts = tuple(None if i is None else contexts[i] for i in names["prompts"])
+
+
+def revive(state: dict[str, Any], tensors: dict[str, Tensor], table: PageTable, pool: Pool) -> World:
+    """A world of unpacked state, on the pages taken for it in its table; it still lacks its contexts."""
     pool.load(table.pages, {name.removeprefix("pages."): x for name, x in tensors.items() if name.startswith("pages.")})
     here = {name: x.to(pool.device) for name, x in tensors.items()}
-    sources = {name.removeprefix("context."): x for name, x in tensors.items() if name.startswith("context.")}
-    world = World(
+    return World(
         noise=SeededNoise(int(state["seed"])),
         table=table,
         variables=np.array(tensors["variables"].numpy(), np.float64),
@@ -110,11 +139,14 @@ def revive(
         latents=here.get("latents"),
         actions=tensors["actions"].numpy().copy(),
         tail=here.get("tail"),
+        flight=here.get("flight"),
+        given=here.get("given"),
+        horizon=state["horizon"],
+        reserved=(state["reserved"][0], state["reserved"][1]),
         codec_state=unflatten(state["codec_state"], here),
         head_state=here.get("head_state"),
         ended=bool(state["ended"]),
     )
-    return world, sources
 
 
 def checksum(tensors: dict[str, Tensor], text: dict[str, str]) -> str:

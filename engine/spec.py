@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.actions import ActionSpec, action_spec
-from engine.published import ActionModule, Rollout, WanSpec, WanVaeSpec
+from engine.published import ActionModule, Guidance, MagiSpec, MagiVaeSpec, Rollout, Staggered, WanSpec, WanVaeSpec
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,14 @@ class DenoiserSpec:
     patch: int = 2
     rope_base: float = 100.0
 
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
 
 @dataclass(frozen=True)
 class CodecSpec:
@@ -149,7 +157,8 @@ class WorldSpec:
         num_steps: denoising passes of a block; a commit pass follows.
         shift: warps the passes' noise levels towards high noise (1 leaves them evenly spaced).
         context_noise: noise level at which a finished block is committed to the cache.
-        rollout: how a published model is rolled out, in place of num_steps, shift and context_noise.
+        rollout: how a published few-step model is rolled out, in place of num_steps, shift and context_noise.
+        staggered: the same of a model that has several blocks in flight.
     """
 
     name: str
@@ -157,14 +166,15 @@ class WorldSpec:
     fps: float
     actions: ActionSpec
     variables: tuple[VariableSpec, ...] = ()
-    codec: CodecSpec | WanVaeSpec = field(default_factory=CodecSpec)
-    denoiser: DenoiserSpec | WanSpec = field(default_factory=DenoiserSpec)
+    codec: CodecSpec | WanVaeSpec | MagiVaeSpec = field(default_factory=CodecSpec)
+    denoiser: DenoiserSpec | WanSpec | MagiSpec = field(default_factory=DenoiserSpec)
     kv: KVPolicy = field(default_factory=KVPolicy)
     block: int = 1
     num_steps: int = 2
     shift: float = 2.0
     context_noise: float = 0.1
     rollout: Rollout | None = None
+    staggered: Staggered | None = None
 
     def __post_init__(self) -> None:
         cell = self.codec.scale * self.denoiser.patch
@@ -186,7 +196,12 @@ class WorldSpec:
         _, h, w = self.latent
         d = self.denoiser
         relative = self.rollout is not None and self.rollout.relative
-        return KVStream(d.layers, h // d.patch * (w // d.patch), d.heads, d.width // d.heads, relative=relative)
+        return KVStream(d.layers, h // d.patch * (w // d.patch), d.kv_heads, d.head_width, relative=relative)
+
+    @property
+    def published(self) -> bool:
+        """Whether this is a published model, steered by a context."""
+        return self.rollout is not None or self.staggered is not None
 
     @property
     def streams(self) -> tuple[KVStream, ...]:
@@ -207,10 +222,12 @@ class WorldSpec:
 
     @property
     def frames_per_latent(self) -> int:
-        return self.codec.frames_per_latent if isinstance(self.codec, WanVaeSpec) else 1
+        return 1 if isinstance(self.codec, CodecSpec) else self.codec.frames_per_latent
 
     def frames_upto(self, length: int) -> int:
-        """Frames of the first `length` latent frames of a world: a video codec's first one is a single frame."""
+        """Frames of the first `length` latent frames of a world: a causal video codec's first one is a single frame."""
+        if isinstance(self.codec, MagiVaeSpec):
+            return length * self.frames_per_latent
         return max(0, 1 + (length - 1) * self.frames_per_latent) if length else 0
 
     def block_at(self, length: int) -> int:
@@ -251,6 +268,7 @@ class WorldSpec:
                     "codec": codec_spec(data["codec"]),
                     "denoiser": denoiser_spec(data["denoiser"]),
                     "rollout": rollout_of(data.get("rollout")),
+                    "staggered": staggered_of(data.get("staggered")),
                     "kv": KVPolicy(**{**data["kv"], "pages": tuple(data["kv"].get("pages", ()))}),
                 }
             )
@@ -258,15 +276,19 @@ class WorldSpec:
             raise ValueError(f"this is no world spec: {error}") from None
 
 
-def codec_spec(data: Mapping[str, Any]) -> CodecSpec | WanVaeSpec:
+def codec_spec(data: Mapping[str, Any]) -> CodecSpec | WanVaeSpec | MagiVaeSpec:
     """A codec's sizes from plain JSON."""
+    if data.get("kind") == "magi-vae":
+        return MagiVaeSpec(**{**data, "grid": tuple(data["grid"])})
     if data.get("kind") == "wan-vae":
         return WanVaeSpec(**{**data, "multiples": tuple(data["multiples"])})
     return CodecSpec(**{**data, "widths": tuple(data["widths"])})
 
 
-def denoiser_spec(data: Mapping[str, Any]) -> DenoiserSpec | WanSpec:
+def denoiser_spec(data: Mapping[str, Any]) -> DenoiserSpec | WanSpec | MagiSpec:
     """A denoiser's sizes from plain JSON."""
+    if data.get("kind") == "magi":
+        return MagiSpec(**data)
     if data.get("kind") != "wan":
         return DenoiserSpec(**data)
     module = data.get("actions")
@@ -280,3 +302,12 @@ def rollout_of(data: Mapping[str, Any] | None) -> Rollout | None:
         return None
     restart = data.get("restart")
     return Rollout(**{**data, "steps": tuple(data["steps"]), "restart": restart and tuple(restart)})
+
+
+def staggered_of(data: Mapping[str, Any] | None) -> Staggered | None:
+    """A staggered rollout from plain JSON."""
+    if data is None:
+        return None
+    guidance = data.get("guidance")
+    made = guidance and Guidance(**{name: tuple(x) for name, x in guidance.items()})
+    return Staggered(**{**data, "ranges": tuple(data["ranges"]), "guidance": made})

@@ -26,6 +26,12 @@ class World:
         context: the prompt or image that steers it.
         actions: encoded actions of the last frames, [P, A], where blocks are shown those before them.
         tail: its last frames, uint8 [P, H, W, 3], where a history begins anew from them.
+        flight: latents of the blocks in flight between two steps, [B F, C, h, w], oldest first, where there are any:
+            the first is finished, and not yet history.
+        prompts: what each of them reads; None for no prompt.
+        given: latents [K, C, h, w] that the first block in flight begins with, as long as it is.
+        horizon: blocks that there will be in all, where the model is told how many are to come.
+        reserved: pages that it was admitted with, on the device and on the host.
         codec_state: streaming state of the codec's decoder.
         variables: named variables as they stand, float64 [V]; a caller may set them.
         head_state: what the heads keep of the last committed block, [hidden].
@@ -41,6 +47,11 @@ class World:
     context: Context | None = None
     actions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     tail: Tensor | None = None
+    flight: Tensor | None = None
+    prompts: tuple[Context | None, ...] = ()
+    given: Tensor | None = None
+    horizon: int | None = None
+    reserved: tuple[int, int] = (0, 0)
     codec_state: Any = None
     head_state: Tensor | None = None
     ended: bool = False
@@ -65,6 +76,8 @@ class Start:
         variables: raw named variables float [K, V], as they stood at each frame.
         context: a prompt or an image (see `Engine.contextualise`).
         latents: float32 [K, C, h, w], in place of frames, for published models.
+        horizon: blocks that there will be in all, for models that are told how many are to come; they know of no end
+            without.
     """
 
     frames: np.ndarray
@@ -72,13 +85,14 @@ class Start:
     variables: np.ndarray
     context: Context | None = None
     latents: Tensor | None = None
+    horizon: int | None = None
 
     @classmethod
-    def of(cls, context: Context | None = None, latents: Tensor | None = None) -> Start:
+    def of(cls, context: Context | None = None, latents: Tensor | None = None, horizon: int | None = None) -> Start:
         """A published model's start: a context, and latents that go before."""
         count = 0 if latents is None else len(latents)
         none = np.zeros((count, 0), np.float32)
-        return cls(np.zeros((0, 0, 0, 3), np.uint8), none, none, context, latents)
+        return cls(np.zeros((0, 0, 0, 3), np.uint8), none, none, context, latents, horizon)
 
 
 @dataclass(frozen=True)

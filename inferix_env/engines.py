@@ -112,6 +112,9 @@ class Seats:
     def open(self, seat: int, start: Start, seed: int) -> World:
         """Begin a world (see `Engine.open`) in place of the one that sits there."""
         self.close(seat)
+        more = self.engine.pages_of(start) - self.engine.need
+        if more > 0:  # a seat has room for what most worlds need; one that begins with a long video needs more
+            self.engine.pool.grow(self.engine.pool.reserved + self.engine.need + more)
         return self._sit(seat, self.engine.open(start, seed))
 
     def restore(self, seat: int, blob: bytes) -> World:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine import Start, TextActions, picture_of, scene
+from engine import Start, TextActions, check_start, picture_of, scene
 from inferix_env.engines import Seats
 from inferix_env.openings import Opening
 
-OPTIONS = ("prompt", "image", "seed")
+OPTIONS = ("prompt", "image", "frames", "seed")
 # Where a text world begins of which nothing was asked.
 PROMPT = (
     "A quiet path through a sunlit forest, seen at eye level. The camera moves slowly forward between tall trees; "
@@ -47,7 +47,8 @@ class Scenes:
 
         Args:
             options: {"prompt": text} of a text world; {"image": picture}, a path, a PIL picture or uint8 [H, W, 3]:
-                what a Matrix-Game begins with, and a text world whose first block is one latent frame may.
+                what a Matrix-Game begins with, and a text world may whose first block is one latent frame, or that has
+                several blocks in flight (MAGI-1); {"frames": uint8 [T, H, W, 3]}, a video that it goes on with.
 
         Raises:
             ValueError: unknown options, or values that do not fit the world.
@@ -58,7 +59,10 @@ class Scenes:
         self._check(options)
         image = self.defaults["image"] if options.get("image") is None else options["image"]
         if self.reads_text:
-            return self._of_prompt(options.get("prompt") or self.defaults["prompt"] or PROMPT, image)
+            prompt = options.get("prompt") or self.defaults["prompt"] or PROMPT
+            if options.get("frames") is not None:
+                return self._of_frames(prompt, np.asarray(options["frames"]))
+            return self._of_prompt(prompt, image)
         if image is None:
             raise ValueError(
                 "this world begins from a picture: give reset options {'image': path or array}, or the env image="
@@ -72,6 +76,11 @@ class Scenes:
         of_picture = self.seats.recall((prompt, *key_of(image)), lambda: self._scene(image, prompt))
         return Opening(Start.of(context, of_picture.start.latents), copied(of_picture).frames, prompt)
 
+    def _of_frames(self, prompt: str, frames: np.ndarray) -> Opening:
+        start = replace(Start.of(self.seats.prompt(prompt)), frames=frames)
+        check_start(start, self.spec)
+        return Opening(start, frames.copy(), prompt)
+
     def _of_picture(self, image: Any) -> Opening:
         return copied(self.seats.recall(key_of(image), lambda: self._scene(image, None)))
 
@@ -83,11 +92,13 @@ class Scenes:
     def _check(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError for a prompt or a picture that this world does not take."""
         prompt, image = options.get("prompt"), options.get("image")
+        if options.get("frames") is not None and (not self.reads_text or image is not None):
+            raise ValueError("frames: a video goes with a text world's prompt, and without an image")
         if prompt is not None:
             if not self.reads_text:
                 raise ValueError(f"prompt {prompt!r}: this world is steered by keys, from a picture; give image")
             self.spec.actions.encode(prompt)
-        if image is not None and self.reads_text and self.spec.block_at(0) != 1:
+        if image is not None and self.reads_text and self.spec.block_at(0) != 1 and not self.spec.staggered:
             raise ValueError(
                 f"image: this world begins with {self.spec.block_at(0)} latent frames at once, from a prompt alone; "
                 "a preset such as 'self-forcing-i2v' begins from a picture"

@@ -24,6 +24,7 @@ from inferix_env.episode import Episode
 from inferix_env.keys import Keys, commands_of, free_commands, mouse_part, rows_of_help, shown_caps
 from inferix_env.outputs import free_name, open_recorder, save_picture, world_name
 from inferix_env.play_config import PlayConfig
+from inferix_env.played import Played
 from inferix_env.record import Recorder
 from inferix_env.typing_line import MouseLook, PromptLine, turned
 
@@ -44,7 +45,7 @@ class Session:
     Args:
         env: a world's env; whoever made it closes it, after the session.
         window: with a strip; the session closes it.
-        config: seed, out, steps and scale count.
+        config: seed, out, steps, scale and record count.
         script: actions to take, over and over, while no key is held.
     """
 
@@ -72,6 +73,7 @@ class Session:
         self.due = self.frame_due = self.over_at = 0.0
         self.finished: deque[float] = deque(maxlen=16)
         self.recorder: Recorder | None = None
+        self.played = Played(env, config, "person")
         self.note, self.note_until = "F1 help", time.perf_counter() + 2 * NOTE_FOR
         self.drawn: tuple[np.ndarray, Hud] | None = None
 
@@ -158,6 +160,7 @@ class Session:
     def close(self) -> None:
         """End a recording, close the window, and wait for the step in flight. Closing twice is fine."""
         self._end_recording()
+        self._end_log()
         self.window.close()
         self.worker.shutdown()
 
@@ -169,10 +172,14 @@ class Session:
             self._submit(self._begin, partial(self.env.reset, seed=self.config.seed + self.num_episodes))
         elif self.singles and not self.episode.over:
             self.singles -= 1
-            self._submit(self._advance, self.env.step, self._action())
+            self._submit_step()
         elif not (self.paused or self.episode.over) and now >= self.due:
             self.due = max(self.due + 1 / self.rate, now)
-            self._submit(self._advance, self.env.step, self._action())
+            self._submit_step()
+
+    def _submit_step(self) -> None:
+        action = self._action()
+        self._submit(partial(self._advance, action), self.env.step, action)
 
     def _submit(self, finish: Callable[[Any], None], work: Callable[..., Any], *arguments: Any) -> None:
         self.finish, self.pending = finish, self.worker.submit(work, *arguments)
@@ -189,19 +196,22 @@ class Session:
     def _begin(self, opened: tuple[np.ndarray, dict[str, Any]]) -> None:
         """An episode has begun."""
         _, info = opened
+        self._end_log()
+        self.played.begin(self.config.seed + self.num_episodes, info["frames"])
         self.episode = Episode(self.config.seed + self.num_episodes, variables=info["variables"])
-        self.episode.prompt, self.episode.may_end = info.get("prompt", ""), self.env.world_spec.rollout is None
+        self.episode.prompt, self.episode.may_end = info.get("prompt", ""), not self.env.world_spec.published
         self.num_episodes += 1
         self.keys.tapped.clear()
         # A world folder's first frames are all the same; a published world may have dreamed a block.
-        self.frames = deque(info["frames"] if self.env.world_spec.rollout else info["frames"][-1:])
+        self.frames = deque(info["frames"] if self.env.world_spec.published else info["frames"][-1:])
         self.frame_due = 0.0
         self.finished.clear()
         self.due = time.perf_counter()
 
-    def _advance(self, outcome: tuple[Any, float, bool, bool, dict[str, Any]]) -> None:
+    def _advance(self, action: Any, outcome: tuple[Any, float, bool, bool, dict[str, Any]]) -> None:
         """A step has come."""
         self.episode.add(outcome)
+        self.played.add(action, outcome)
         frames = outcome[4]["frames"]
         self.frames.extend(frames)
         self.over_at = time.perf_counter()
@@ -227,6 +237,14 @@ class Session:
             self._tell(f"saved {path}" if path else "nothing recorded: no step was taken")
         except OSError as error:
             self._tell(f"recording lost: {error}")
+
+    def _end_log(self) -> None:
+        try:
+            path = self.played.end()
+            if path:
+                self._tell(f"saved {path}")
+        except OSError as error:
+            self._tell(f"log lost: {error}")
 
     def _new_file(self, suffix: str) -> Path:
         return free_name(self.config.out, f"{world_name(self.env)}-{self.episode.seed}", suffix)

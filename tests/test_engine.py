@@ -76,7 +76,6 @@ class Chosen:
 
 def test_pages_chosen_by_relevance_equal_the_same_choice_recomputed(monkeypatch):
     """Every layer's choice for every frame is written down; one pass without a cache under it gives the same keys."""
-    sim = make_engine(kv=KVPolicy(2, sink=1, top_k=2, memory=10), context_noise=0.0)
     chosen: dict[tuple[int, int], list[int]] = {}
     ordered = PagedView.mask
 
@@ -84,15 +83,16 @@ def test_pages_chosen_by_relevance_equal_the_same_choice_recomputed(monkeypatch)
         chosen[len(view.buffers), view.in_flight_position] = [p for p in positions[0].tolist() if p >= 0]
         return ordered(view, positions, stream)
 
-    begin = Runner._begin
+    look = Runner._single
 
-    def begun(runner, worlds, frames):
-        view = begin(runner, worlds, frames)
+    def looked(runner, worlds, passes, frames):
+        view = look(runner, worlds, passes, frames)
         view.in_flight_position = worlds[0].table.length
         return view
 
     monkeypatch.setattr(PagedView, "mask", noted)
-    monkeypatch.setattr(Runner, "_begin", begun)
+    monkeypatch.setattr(Runner, "_single", looked)
+    sim = make_engine(kv=KVPolicy(2, sink=1, top_k=2, memory=10), context_noise=0.0)
     seen, spec = footage(16), sim.spec
     world = sim.open(seen, seed=0)
     assert any(chosen[0, f] != chosen[1, f] for f in range(16))  # layers choose for themselves

@@ -158,7 +158,7 @@ def test_a_truncated_checkpoint_fails_before_anything_is_allocated(tmp_path, mon
     path = tmp_path / f"model.{suffix}"
     (p.write_safetensors if suffix == "safetensors" else p.write_torch)(path, tensors)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    monkeypatch.setattr("engine.opening.fill", lambda *a, **k: pytest.fail("something was allocated"))
+    monkeypatch.setattr("engine.opening_wan.fill", lambda *a, **k: pytest.fail("something was allocated"))
     with pytest.raises(ValueError, match="cut short"):
         open_tiny(path)
 

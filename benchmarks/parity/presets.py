@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.parity.case import Case
 from engine import Preset, Rollout
-from engine.opening import KEYS
+from engine.opening_wan import KEYS
 
 # What no weight tells, and all published models share.
 NEVER_TOLD: dict[str, Any] = {"eps": 1e-6, "rope_theta": 10_000, "patch_size": [1, 2, 2], "clip_tokens": 257}

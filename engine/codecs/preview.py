@@ -14,27 +14,27 @@ from torch import Tensor, nn
 
 
 class Preview(nn.Module):
-    """Latents [N, F, C, h, w] -> frames uint8 [N, T, 8 h, 8 w, 3], T = 4 F, or 4 F - 3 for a world's first.
+    """Latents [N, F, C, h, w] -> frames uint8 [N, T, 8 h, 8 w, 3], T = 4 F, or 4 F - 3 for a world's first if `causal`.
 
     The streaming state of a world is how many latent frames it has shown.
     """
 
     scale = 8
 
-    def __init__(self, frames_per_latent: int = 4):
+    def __init__(self, frames_per_latent: int = 4, causal: bool = True):
         super().__init__()
-        self.frames_per_latent = frames_per_latent
+        self.frames_per_latent, self.causal = frames_per_latent, causal
 
     def encode(self, frames: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any] | None]:
         raise ValueError(
             "a preview has no encoder: to begin from pictures, open the checkpoint with codec='vae' and "
-            "Wan2.1_VAE.pth beside it"
+            "its VAE's weights beside it"
         )
 
     def decode(self, latents: Tensor, states: list[Any] | None = None) -> tuple[Tensor | list[Tensor], list[Any]]:
         """See `engine.model.Codec`."""
         states = states or [None] * len(latents)
-        pictures = [self._shown(x, not state) for x, state in zip(latents, states, strict=True)]
+        pictures = [self._shown(x, self.causal and not state) for x, state in zip(latents, states, strict=True)]
         alike = len({len(x) for x in pictures}) == 1
         return torch.stack(pictures) if alike else pictures, [(s or 0) + latents.shape[1] for s in states]
 

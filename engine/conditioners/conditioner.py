@@ -27,6 +27,8 @@ class Conditioner:
         keep: leave the text encoder in memory between prompts.
     """
 
+    endings = 0  # last blocks of a video that read a text of their own
+
     def __init__(
         self,
         make_text: Callable[[], EncodesText] | None,
@@ -45,8 +47,11 @@ class Conditioner:
         if cache is not None and make_text is not None:
             self.disk = CachedText(make_text, cache, identity=identity, text_tokens=text_tokens)
 
-    def prompt(self, prompt: str) -> Tensor:
+    def prompt(self, prompt: str, left: int | None = None) -> Tensor:
         """Embeddings [T, D] of a prompt, in float32 on the CPU or as the encoder has them.
+
+        Args:
+            left: blocks to come; models with `endings` read how many.
 
         Raises:
             ValueError: the model reads no prompts, or the encoder or its tokenizer is missing.

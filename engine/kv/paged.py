@@ -110,10 +110,15 @@ class PagedView:
     def layer(self, index: int, stream: str = "self") -> PagedLayer:
         return PagedLayer(self, index, stream)
 
-    def rotary(self, relative: bool, device: torch.device) -> Tensor:
+    def during(self, reach: Sequence[int | None]) -> PagedView:
+        """The view of a pass: one block is in flight, and all passes see the same."""
+        return self
+
+    @cached_property
+    def rotary(self) -> Tensor:
         """Positions of the block's frames, [N, F]: in the world, or counted from the start of what it sees."""
-        firsts = [c - self.skip for c in self.counts] if relative else self.firsts
-        return torch.stack([torch.arange(f, f + self.frames, device=device) for f in firsts])
+        firsts = [c - self.skip for c in self.counts] if self.pool.stream.relative else self.firsts
+        return torch.stack([torch.arange(f, f + self.frames, device=self.pool.device) for f in firsts])
 
     @cached_property
     def seen_positions(self) -> Tensor:

@@ -20,7 +20,7 @@ from engine.attention import LayerView
 from engine.conditioning import Condition
 from engine.models.layers import Layer, level_features, modulate
 from engine.rope import rotations
-from engine.spec import WorldSpec
+from engine.spec import DenoiserSpec, WorldSpec
 
 
 class View(Protocol):
@@ -35,6 +35,7 @@ class ActionDiT(nn.Module):
     def __init__(self, spec: WorldSpec):
         super().__init__()
         d = spec.denoiser
+        assert isinstance(d, DenoiserSpec)
         channels, rows, columns = spec.latent
         self.patch, self.heads, self.rope_base = d.patch, d.heads, d.rope_base
         self.grid = (rows // d.patch, columns // d.patch)

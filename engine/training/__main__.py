@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from engine.actions import ActionSpec, DiscreteActions
+from engine.actions import ActionSpec, ContinuousActions, DiscreteActions
 from engine.hardware import set_threads
 from engine.loading import Parts, check_device, load_parts, read_card
 from engine.spec import CodecSpec, DenoiserSpec, KVPolicy, WorldSpec
@@ -43,7 +43,7 @@ class TrainConfig:
         shift: warps the passes' noise levels towards high noise.
         context_noise: noise level of the cache.
         card: a JSON file whose fields (title, keys, licence, ...) are copied into the world's card; its
-            "action_names" name the actions of a discrete world.
+            "action_names" name a discrete world's actions, or the numbers of a continuous one's.
     """
 
     out: Path
@@ -75,26 +75,27 @@ def read_extra(config: TrainConfig) -> dict:
 
 
 def named(actions: ActionSpec, names: list[str]) -> ActionSpec:
-    """Discrete actions with their names.
+    """Actions with their names.
 
     Raises:
-        ValueError: there are names, and not one for each action.
+        ValueError: there are names, and not one for each discrete action, or for each number of a continuous one.
     """
     if not names:
         return actions
-    if not isinstance(actions, DiscreteActions) or len(names) != actions.n:
+    discrete = isinstance(actions, DiscreteActions) and len(names) == actions.n
+    if not discrete and not (isinstance(actions, ContinuousActions) and len(names) == actions.width):
         raise ValueError(f"action_names {names}: expected one for each of the actions {actions}")
     return replace(actions, names=tuple(names))
 
 
 def make_spec(config: TrainConfig, data: Path) -> WorldSpec:
-    """The world's spec, from the settings and what the data set says of its env."""
+    """The world's spec, from the settings and what the data set says of its env and its frames."""
     shards = Shards(data, "train")
     recorded = shards.metadata
     return WorldSpec(
         name=config.out.name.replace("_", "-"),
-        frame=(config.collect.height, config.collect.width),
-        fps=float(recorded["fps"] or 30) / config.collect.frame_skip,
+        frame=(recorded["config"]["height"], recorded["config"]["width"]),
+        fps=float(recorded["fps"] or 30) / recorded["config"]["frame_skip"],
         actions=named(actions_of(data), read_extra(config).get("action_names", [])),
         variables=variables_of(shards),
         codec=CodecSpec(config.codec.channels, config.codec.widths, config.codec.depth),
@@ -111,9 +112,17 @@ def initial_modules(config: TrainConfig, spec: WorldSpec) -> Parts | None:
     if config.init is None:
         return None
     theirs = WorldSpec.from_dict(read_card(config.init)["spec"])
-    if replace(theirs, name=spec.name, num_steps=spec.num_steps, shift=spec.shift, kv=spec.kv) != spec:
+    if sizes_of(theirs) != sizes_of(spec):
         raise ValueError(f"--init {config.init} has other sizes, actions or variables than this run:\n{theirs}\n{spec}")
     return load_parts(config.init, spec)
+
+
+def sizes_of(spec: WorldSpec) -> WorldSpec:
+    """A spec without what its weights have nothing to do with: names, passes and history."""
+    actions = spec.actions
+    if isinstance(actions, DiscreteActions | ContinuousActions):
+        actions = replace(actions, names=())
+    return replace(spec, name="", actions=actions, num_steps=1, shift=1.0, kv=KVPolicy())
 
 
 def train(config: TrainConfig) -> None:

@@ -30,6 +30,7 @@ class CollectConfig:
         env: Gymnasium id, or "module:id".
         height, width: frame size in pixels.
         frame_skip: env steps an action is held; the frame after the last one is kept.
+        settle: steps of the neutral action after each reset that are not recorded: past a fade or a zoom.
         behaviours: weighted mix of behaviour policies, one drawn per episode (see behaviour.py).
         frames: training frames to record, at least; validation gets a tenth of it.
         first_seed, num_seeds: env seeds of training episodes; validation takes the `num_seeds // 9` after them.
@@ -42,6 +43,7 @@ class CollectConfig:
     height: int = 96
     width: int = 128
     frame_skip: int = 4
+    settle: int = 0
     behaviours: str = "random*1, hold:4*3, hold:8*4, still~0.2*1, cycle:14:1/2~0.1*1, cycle:26:1/2~0.1*2"
     frames: int = 200_000
     first_seed: int = 0
@@ -109,7 +111,7 @@ def record_shard(job: tuple[CollectConfig, Path, str, int]) -> int:
     rng = np.random.default_rng(key)
     names, weights = zip(*parse_mix(config.behaviours), strict=True)
     first, count = seed_range(config, split)
-    env = PixelEnv(config.env, (config.height, config.width), config.frame_skip)
+    env = PixelEnv(config.env, (config.height, config.width), config.frame_skip, settle=config.settle)
     episodes: list[Episode] = []
     while sum(map(len, episodes)) < config.shard_frames:
         seed = first + int(rng.integers(count))
@@ -161,7 +163,7 @@ def check_same(config: CollectConfig, path: Path) -> None:
     """Refuse to mix data of two configs in a folder; more frames or workers of the same config are fine."""
     kept = {k: v for k, v in asdict(config).items() if k not in ("frames", "workers")}
     if path.exists():
-        old = json.loads(path.read_text())
+        old = {"settle": CollectConfig.settle, **json.loads(path.read_text())}
         changed = {k: (old.get(k), v) for k, v in kept.items() if old.get(k) != v}
         if changed:
             raise ValueError(f"{path.parent} holds data recorded with other settings {changed}: choose another folder")

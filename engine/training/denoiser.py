@@ -205,7 +205,7 @@ def _dream(denoiser: nn.Module, batch: Sequences, given: int) -> Tensor:
             shown = past.latents.clone()
             shown[:, now] = x
             times = levels.clone()
-            times[:, now] = step.level
+            times[:, now] = step.times(1).item()
             prediction, _ = denoiser(shown, times, past.positions, past.condition, past.view(view))
             x = step.update(x, prediction[:, now].float())
         made[:, now] = x

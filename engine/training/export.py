@@ -1,15 +1,17 @@
-"""Turn a run into a world folder: card, weights, real start frames.
+"""Turn a run into a world folder: card, weights, real start frames, moments amid real episodes.
 
 Knows data, spec and loading; does not train.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from engine.actions import action_spec
 from engine.loading import Parts, save_world
@@ -18,6 +20,8 @@ from engine.training.data import Shards
 
 # More distinct changes than this become quantiles.
 MOST_CHANGES = 64
+# Moments amid episodes that a world is written with, and the quality of their pictures (39 dB).
+MIDWAY, JPEG_QUALITY = 384, 90
 
 
 def variables_of(shards: Shards) -> tuple[VariableSpec, ...]:
@@ -72,6 +76,45 @@ def write_starts(path: Path, shards: Shards, count: int, frames: int) -> None:
     os.replace(temporary, path)
 
 
+def write_midway(path: Path, shards: Shards, count: int, frames: int) -> None:
+    """Keep `count` moments amid episodes, evenly spread over all rows of the data: the `frames` frames up to each.
+
+    Written as `jpeg` uint8 [bytes], the pictures one after another, `offsets` int64 [count * K + 1] into it, and
+    actions [count, K, A] and variables [count, K, V] as for `write_starts`. No moment is the last of its episode.
+
+    Raises:
+        ValueError: no episode has that many frames, and one more.
+    """
+    valid = shards.column("valid").astype(bool)
+    first = np.repeat(shards.starts[:-1], np.diff(shards.starts))
+    last = np.repeat(shards.starts[1:] - 1 - ~valid[shards.starts[1:] - 1], np.diff(shards.starts))
+    here = np.arange(len(shards))
+    found = here[(here - first >= frames - 1) & (here < last)]
+    if not len(found):
+        raise ValueError(f"no episode has {frames + 1} frames to start amid: lower --start-frames")
+    chosen = found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
+    rows = chosen[:, None] + np.arange(1 - frames, 1)
+    actions = action_spec(shards.metadata["actions"]).encode_rows(shards.column("actions"))[rows]
+    actions[:, 0] = 0
+    pictures = [jpeg(frame) for row in chosen for frame in shards.frames(int(row) + 1 - frames, int(row) + 1)]
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(
+        temporary,
+        jpeg=np.frombuffer(b"".join(pictures), np.uint8),
+        offsets=np.cumsum([0, *map(len, pictures)]),
+        actions=actions,
+        variables=shards.column("variables")[rows],
+    )
+    os.replace(temporary, path)
+
+
+def jpeg(frame: np.ndarray) -> bytes:
+    """A frame uint8 [H, W, 3] as a JPEG file with full colour resolution."""
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
 def export(
     out: Path, spec: WorldSpec, modules: Parts, data: Path, card: dict[str, Any], num_starts: int, start_frames: int
 ) -> None:
@@ -79,6 +122,7 @@ def export(
     shards = Shards(data, "train")
     out.mkdir(parents=True, exist_ok=True)
     write_starts(out / "starts.npz", shards, num_starts, start_frames)
+    write_midway(out / "midway.npz", shards, MIDWAY, start_frames)
     described = {"rows": len(shards), "episodes": len(shards.starts) - 1, **shards.metadata["config"]}
     described.pop("workers", None)
     save_world(out, {**card, "spec": spec.to_dict(), "data": described}, modules)

@@ -14,6 +14,8 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
+from engine.training.behaviour import neutral_action
+
 # Packages whose env ids exist only after an import of theirs.
 REGISTERED_BY = {"Vizdoom": "vizdoom.gymnasium_wrapper", "ALE/": "ale_py", "MiniGrid": "minigrid"}
 
@@ -39,13 +41,17 @@ class PixelEnv:
         frame_skip: steps an action is held. The frame after the last of them is kept. Envs that take a
             `frame_skip` argument themselves are given it; for the others the step is repeated here.
         kwargs: further arguments of `gym.make`.
+        settle: steps of the neutral action after each reset, before the first frame that is shown: past a fade or a
+            zoom at the start. Their rewards count nowhere.
 
     Raises:
         ValueError: the id is unknown, or the env shows no image.
     """
 
-    def __init__(self, env_id: str, size: tuple[int, int], frame_skip: int = 1, kwargs: dict | None = None):
-        self.size, self.env_id, kwargs = size, env_id, dict(kwargs or {})
+    def __init__(
+        self, env_id: str, size: tuple[int, int], frame_skip: int = 1, kwargs: dict | None = None, settle: int = 0
+    ):
+        self.size, self.env_id, self.settle, kwargs = size, env_id, settle, dict(kwargs or {})
         spec = find_spec(env_id)
         native = "frame_skip" in spec.kwargs
         if native:
@@ -62,6 +68,8 @@ class PixelEnv:
 
     def reset(self, seed: int) -> Seen:
         observation, _ = self.env.reset(seed=seed)
+        for _ in range(self.settle * self.repeats):
+            observation, *_ = self.env.step(neutral_action(self.action_space))
         return Seen(self._frame(observation), 0.0, False, False, self._variables(observation), True)
 
     def step(self, action: Any) -> Seen:
@@ -155,5 +163,5 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[-1] == 1:
         image = np.repeat(image, 3, axis=-1)
     if image.shape[:2] == size:
-        return np.ascontiguousarray(image)
+        return np.array(image)  # a copy: an env may draw its next picture in the same array
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BOX))

@@ -1,0 +1,186 @@
+"""A clip cut into overlapping tiles, run through a model tile by tile, and put together with linear blends.
+
+Latents and pixels are cut alike: every `Cut` says where the tiles of one axis begin and how much of what they make is
+mixed with the tile before and shown. Source: SandAI-org/MAGI-1, inference/infra/parallelism/tile_parallel.py. Does not
+know what the model is, nor worlds.
+
+Shapes: N worlds, B tiles of any worlds, C channels, T H W a clip's frames and size, t h w a tile's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice, product
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Size and overlap of tiles; by default the published pipeline's.
+
+    Attributes:
+        pixels, frames: size of a tile.
+        overlap: share of a tile's height and width that it has in common with the next.
+        temporal_overlap: the same of its frames.
+    """
+
+    pixels: int = 256
+    frames: int = 12
+    overlap: float = 0.25
+    temporal_overlap: float = 0.0
+
+    def __post_init__(self) -> None:
+        for share in (self.overlap, self.temporal_overlap):
+            if not 0 <= share < 1:
+                raise ValueError(f"overlap {share}: expected a share of a tile, from 0 up to 1")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One axis, cut: a tile begins every `stride`, takes `size`, and blends `blend` of what it makes, at most.
+
+    Attributes:
+        limit: of what a tile makes, as much is shown; the next tile makes the rest.
+        aligned: what is shown is as long as the stride, so that tiles join without a jump.
+    """
+
+    size: int
+    stride: int
+    blend: int
+    limit: int
+    aligned: bool
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"tiles of {self.size} with this overlap never move on: make tiles larger or overlap less")
+
+    def starts(self, length: int) -> range:
+        starts = range(0, length, self.stride)
+        if len(starts) > 1 and not self.aligned:
+            raise ValueError(
+                f"the tiling does not divide a length of {length}: tiles of {self.size} that begin every {self.stride} "
+                "do not overlap by whole latents. Take tiles and overlaps of whole latents"
+            )
+        return starts
+
+    def pieces(self, length: int) -> list[int]:
+        """Lengths of the tiles of an axis."""
+        return [min(self.size, length - start) for start in self.starts(length)]
+
+    def unfinished(self, length: int) -> int:
+        """Where the first tile begins that a longer clip would change, or the one before, where it blends with that."""
+        whole = 1 + (length - self.size) // self.stride if length >= self.size else 0
+        return self.stride * (max(whole - 1, 0) if self.blend else whole)
+
+
+def cut_latents(tile: int, overlap: float, scale: int) -> Cut:
+    """Tiles of an axis of latents, each of which makes `scale` pixels. Args: tile: in pixels."""
+    size = whole_latents(tile, scale)
+    stride, blend = int(size * (1 - overlap)), int(size * scale * overlap)
+    return Cut(size, stride, blend, size * scale - blend, stride * scale == size * scale - blend)
+
+
+def cut_pixels(tile: int, overlap: float, scale: int) -> Cut:
+    """Tiles of an axis of pixels, `scale` of which make a latent."""
+    size = whole_latents(tile, scale)
+    stride, blend = int(tile * (1 - overlap)), int(size * overlap)
+    return Cut(tile, stride, blend, size - blend, stride == (size - blend) * scale)
+
+
+def whole_latents(tile: int, scale: int) -> int:
+    if tile < scale:
+        raise ValueError(f"tiles of {tile} are smaller than a latent, {scale}")
+    return tile // scale
+
+
+def tiled(
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    cuts: Sequence[Cut],
+    size: Sequence[int],
+    *,
+    chained: bool,
+    at_once: int,
+) -> Tensor:
+    """[N, C, T, H, W] -> [N, C', *size], tile by tile.
+
+    Beside the result, one row of tiles is in memory; where tiles blend in time, those of one time.
+
+    Args:
+        run: [B, C, t, h, w] -> [B, C', t', h', w'].
+        chained: blend with a neighbour as it was blended itself; else as the model made it.
+        at_once: the most tiles B that one run takes.
+    """
+    starts = [cut.starts(length) for cut, length in zip(cuts, x.shape[2:], strict=True)]
+    raws = made(run, x, corners(starts, cuts, x.shape[2:]), at_once)
+    out, unit = torch.empty(0), list[int]()
+    for place, tile in blends(raws, [len(begins) for begins in starts], [cut.blend for cut in cuts], chained):
+        shown = within(tile, [slice(cut.limit) for cut in cuts])
+        if not any(place):  # the first tile is the longest, and says how far apart they are put
+            out, unit = tile.new_empty((*tile.shape[:2], *size)), list(shown.shape[2:])
+        begins = [i * n for i, n in zip(place, unit, strict=True)]
+        within(out, [slice(b, b + n) for b, n in zip(begins, shown.shape[2:], strict=True)]).copy_(shown)
+    return out
+
+
+def within(x: Tensor, sides: Sequence[slice]) -> Tensor:
+    """A part of [N, C, T, H, W]."""
+    t, h, w = sides
+    return x[:, :, t, h, w]
+
+
+def corners(starts: Sequence[range], cuts: Sequence[Cut], size: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Where the tiles lie: in time, then from top to bottom, then from left to right."""
+    axes = [
+        [slice(start, min(start + cut.size, length)) for start in begins]
+        for begins, cut, length in zip(starts, cuts, size, strict=True)
+    ]
+    return list(product(*axes))
+
+
+def made(
+    run: Callable[[Tensor], Tensor], x: Tensor, corners: Sequence[tuple[slice, ...]], at_once: int
+) -> Iterator[Tensor]:
+    """What the model makes of every tile, [N, C', t', h', w']; neighbours of one size run together."""
+    for _, alike in groupby(corners, key=lambda corner: [side.stop - side.start for side in corner]):
+        for some in batched(alike, max(1, at_once // len(x))):
+            tiles = torch.cat([within(x, corner) for corner in some])
+            yield from torch.cat([run(part) for part in tiles.split(at_once)]).split(len(x))
+
+
+def blends(
+    raws: Iterator[Tensor], counts: Sequence[int], extents: Sequence[int], chained: bool
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Places and tiles, each mixed with its neighbours before it in time, height and width."""
+    back = (counts[1] * counts[2], counts[2], 1)  # so many tiles ago they were made
+    before: deque[Tensor] = deque(maxlen=max([1, *(n for n, extent in zip(back, extents, strict=True) if extent)]))
+    for place, raw in zip(product(*map(range, counts)), raws, strict=True):
+        tile = raw
+        for axis, extent in enumerate(extents):
+            if extent and place[axis]:
+                tile = blended(before[-back[axis]], tile, extent, axis + 2)
+        before.append(tile if chained else raw)
+        yield place, tile
+
+
+def blended(before: Tensor, tile: Tensor, extent: int, dim: int) -> Tensor:
+    """A tile whose first places on an axis fade in from the last ones of the tile before; both may be narrower."""
+    extent = min(before.shape[dim], tile.shape[dim], extent)
+    fade = torch.arange(extent, device=tile.device) / extent
+    fade = fade.view([extent if axis == dim else 1 for axis in range(tile.ndim)])
+    first, rest = tile.split([extent, tile.shape[dim] - extent], dim)
+    last = before.narrow(dim, before.shape[dim] - extent, extent)
+    return torch.cat([(last * (1 - fade) + first * fade).to(tile.dtype), rest], dim)
+
+
+def batched(x: Iterator[T], most: int) -> Iterator[list[T]]:
+    """Lists of at most so many (itertools.batched of Python 3.12)."""
+    while some := list(islice(x, most)):
+        yield some

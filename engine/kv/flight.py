@@ -1,0 +1,143 @@
+"""FlightView: what the layers of a denoiser see where several blocks are in flight, each with a reach of its own (MAGI-1).
+
+A block's queries see a run of blocks that ends with itself: finished ones in the pool, then those in flight before it.
+Keys and values of what is in flight live for one layer of one pass; only those of the oldest block are kept, where the
+pass commits it. Branches of guidance are further rows of the same call that share the history.
+
+Legend: N worlds, B blocks in flight, F latent frames of one, S tokens of a frame, T latent frames of history, h heads,
+d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from engine.kv.pool import Pool, is_range, upload
+from engine.kv.view import Group, Turn
+
+
+class FlightView:
+    """History and the blocks in flight of N worlds that have as much of both.
+
+    Args:
+        pages: of each world's history that is seen, oldest first; as many for all.
+        into: pages of each world that the oldest block is written to; empty where the pass commits nothing.
+        firsts: position of each world's first latent frame in flight.
+        blocks, frames: B and F.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        pages: list[list[int]],
+        into: list[list[int]],
+        firsts: list[int],
+        blocks: int,
+        frames: int,
+    ):
+        self.pool, self.into, self.firsts, self.blocks, self.frames = pool, into, firsts, blocks, frames
+        self.num_worlds, self.history = len(pages), len(pages[0])
+        one = self.num_worlds == 1 and pool.sliceable and not pool.host_capacity
+        self.run = pages[0][0] if one and pages[0] and is_range(pages[0]) else None
+        self.index = upload(pages, pool.device) if pages[0] and self.run is None else None
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def during(self, reach: Sequence[int | None]) -> Branches:
+        """The view of a pass.
+
+        Args:
+            reach: blocks that each block in flight sees, itself among them; None for all.
+        """
+        return Branches(self, 1, tuple(reach))
+
+    @cached_property
+    def rotary(self) -> Tensor:
+        """Positions of all latent frames in flight, [N, B F]."""
+        count = self.blocks * self.frames
+        return torch.stack([torch.arange(first, first + count, device=self.pool.device) for first in self.firsts])
+
+    def past(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the history, [N, T S, h, d]; views where its pages are one run."""
+        if self.run is not None:
+            keys, values = self.pool.range(layer, self.run, self.history)
+            return keys.flatten(0, 1)[None], values.flatten(0, 1)[None]
+        if self.index is None:
+            return None
+        keys, values = self.pool.gather(layer, self.index)
+        return keys.flatten(1, 2), values.flatten(1, 2)
+
+    def keep(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Hold on to the oldest block's keys and values of the last rows, if they are to be committed."""
+        if self.into[0]:
+            size = self.frames * self.pool.stream.tokens
+            self.kept[layer] = (keys[-self.num_worlds :, :size], values[-self.num_worlds :, :size])
+
+    def commit(self) -> None:
+        """Write the oldest block's keys and values into its pages."""
+        pages = upload([page for row in self.into for page in row], self.pool.device)
+        for layer, pair in self.kept.items():
+            self.pool.write(layer, pages, *(x.unflatten(1, (self.frames, -1)).flatten(0, 1) for x in pair))
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What one pass sees of a FlightView, in one or more rows a world."""
+
+    view: FlightView
+    copies: int
+    reach: tuple[int | None, ...]
+
+    def branches(self, copies: int, alone: int = 0) -> Branches:
+        """The same for `copies` rows a world, world after world in each, the last of which are kept.
+
+        Args:
+            alone: further blocks behind those in flight, which see only themselves.
+        """
+        return Branches(self.view, copies, (*self.reach, *(1,) * alone))
+
+    def layer(self, index: int, stream: str = "self") -> FlightLayer:
+        assert stream == "self", f"one stream, not {stream!r}"
+        return FlightLayer(self, index)
+
+
+@dataclass(frozen=True)
+class FlightLayer:
+    """One layer of a FlightView's branches."""
+
+    branches: Branches
+    index: int
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
+        """A group for each block in flight (see engine.attention)."""
+        view = self.branches.view
+        k = turn(k) if turn else k
+        view.keep(self.index, k, v)
+        past = view.past(self.index)
+        if past is not None:
+            k, v = (
+                torch.cat([x.repeat(self.branches.copies, 1, 1, 1), y], 1) for x, y in zip(past, (k, v), strict=True)
+            )
+        tokens, blocks = view.frames * view.pool.stream.tokens, len(self.branches.reach)
+        before, queries = view.history * view.pool.stream.tokens, q.shape[1] // blocks
+        groups = []
+        for i, reach in enumerate(self.branches.reach):
+            stop = before + (i + 1) * tokens
+            start = 0 if reach is None else max(0, stop - reach * tokens)
+            groups.append(Group(slice(i * queries, (i + 1) * queries), k[:, start:stop], v[:, start:stop]))
+        return groups
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A view without history: every row sees itself, and nothing is kept."""
+
+    def layer(self, index: int, stream: str = "self") -> Alone:
+        return self
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
+        return [Group(slice(None), turn(k) if turn else k, v)]
