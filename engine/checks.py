@@ -56,7 +56,7 @@ def check_seen(seen: Start, spec: WorldSpec, world: World) -> None:
     """Raise ValueError unless what a world is to see next has the spec's shapes."""
     if world.flight is not None or world.given is not None:
         raise ValueError(
-            "observe: later blocks of this world are in flight already, or begin with what it was given, and nothing can "
+            "observe: later blocks of this world are in flight already, or begin with what it was given: nothing can "
             "come before them. Open a world with all that was seen"
         )
     if not spec.published:

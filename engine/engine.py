@@ -8,7 +8,7 @@ Legend: N worlds, F latent frames of a block, C H W latent, A action encoding, V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,19 @@ from torch import Tensor
 from engine import noise
 from engine.checks import check_beside, check_noise, check_policy, check_seen, check_start, check_step
 from engine.conditioning import Condition, Context
+from engine.flying import step, unseen
 from engine.hardware import set_threads
 from engine.invariance import invariant
 from engine.kv.policy import PageTable
 from engine.kv.pool import KV_DTYPES, Pool, PoolFull
 from engine.model import WorldModel
 from engine.paged_attention import choose
+from engine.passes import commit_pass, schedule_of
 from engine.runner import SMALL_PAGE, Runner, action_windows
-from engine.schedule import Leg, Pass, commit, flow, renoise
+from engine.schedule import Pass
 from engine.sizing import need_of, pages_needed, slack_pages
 from engine.snapshot import pack, read_file, revive, sources_of, unpack, with_contexts, write_file
-from engine.spec import KVPolicy, Staggered, WanSpec, WorldSpec
-from engine.stages import clean, legs
+from engine.spec import KVPolicy
 from engine.world import Block, Start, World
 
 
@@ -295,8 +296,8 @@ class Engine:
         """`step` for worlds that run together."""
         condition = self._joined(worlds, conditions)
         ends, last_rewards = self._outlook(worlds, condition)
-        latents = self.runner.step(worlds, self.schedule(worlds[0]), condition)
-        pictures = self.runner.decode(worlds, latents)
+        latents = step(self.runner, worlds, self.schedule(worlds[0]), condition)
+        pictures = unseen(self.runner, worlds, self.runner.decode(worlds, latents))
         rewards = self._read_heads(worlds)
         blocks = []
         for i, world in enumerate(worlds):
@@ -400,51 +401,3 @@ class Engine:
         """What the heads keep of each world, [N, hidden]; zeros before its first block."""
         blank = torch.zeros(self.model.heads.hidden, device=self.model.device)
         return torch.stack([blank if w.head_state is None else w.head_state for w in worlds])
-
-
-def commit_pass(spec: WorldSpec) -> Pass:
-    """The pass that makes history of given latents."""
-    if spec.staggered:
-        return clean(spec.staggered)
-    return Pass(0.0, commit=True) if spec.rollout else commit(spec.context_noise)
-
-
-# What the next step of a world runs.
-Schedule = Callable[[World], tuple[Leg, ...]]
-
-
-def schedule_of(spec: WorldSpec, num_steps: int | None, dtype: torch.dtype) -> tuple[Schedule, list[Pass]]:
-    """What a step runs, and the passes of one that has a history behind it.
-
-    Raises:
-        ValueError: num_steps is below 1, or another than a published model was made for.
-    """
-    if spec.staggered is not None:
-        return staggered_schedule(spec.staggered if num_steps is None else replace(spec.staggered, num_steps=num_steps))
-    passes = block_passes(spec, num_steps, dtype)
-    leg = Leg(tuple(passes), enters=True)
-    return lambda world: (leg,), passes
-
-
-def staggered_schedule(rollout: Staggered) -> tuple[Schedule, list[Pass]]:
-    """`schedule_of` for several blocks in flight."""
-
-    def schedule(world: World) -> tuple[Leg, ...]:
-        return legs(rollout, world.flight is not None)
-
-    return schedule, [p for leg in legs(rollout, True) for p in leg.passes]
-
-
-def block_passes(spec: WorldSpec, num_steps: int | None, dtype: torch.dtype) -> list[Pass]:
-    """The passes of a block of a model that has one in flight."""
-    if spec.rollout is None:
-        steps = spec.num_steps if num_steps is None else num_steps
-        if steps < 1:
-            raise ValueError(f"num_steps {steps}: expected 1 or more")
-        return flow(steps, spec.shift, spec.context_noise)
-    if num_steps not in (None, len(spec.rollout.steps)):
-        raise ValueError(
-            f"num_steps {num_steps}: this model was distilled for {len(spec.rollout.steps)} steps; choose a preset"
-        )
-    published = isinstance(spec.denoiser, WanSpec) and spec.denoiser.published
-    return renoise(spec.rollout, dtype if published else torch.float32)

@@ -10,8 +10,7 @@ encoding, V variables, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +24,7 @@ from engine.kv.policy import PageTable, Reach
 from engine.kv.pool import Pool
 from engine.model import WorldModel
 from engine.paged_attention import PagedKernel
-from engine.schedule import Leg, Pass
+from engine.schedule import Pass
 from engine.sizing import wide
 from engine.spec import KVPolicy
 from engine.world import World
@@ -62,25 +61,6 @@ class Runner:
         self.rollout = model.spec.rollout
         self.kept_latents, self.wide = kept_latents(model, policy), wide(policy, model.spec)
         self.look = self._staggered if model.spec.staggered else self._single
-
-    def step(self, worlds: list[World], legs: Sequence[Leg], condition: Condition) -> Tensor:
-        """Run the legs of a step; return each world's finished block, clean latents [N, F, C, H, W].
-
-        Args:
-            condition: of the block that enters.
-        """
-        flying, size = worlds[0].flight is not None, self.spec.block_at(worlds[0].table.length)
-        flight = torch.stack([w.flight for w in worlds if w.flight is not None]) if flying else None
-        with self._unless_it_fails(worlds, legs):
-            for leg in legs:
-                if leg.enters:
-                    flight = self._enter(worlds, flight, size)
-                assert flight is not None
-                flight = self.run(worlds, leg.passes, flight, self._told(worlds, condition))
-                finished = flight[:, :size]
-                if leg.passes[-1].commit:
-                    flight = self._leave(worlds, flight[:, size:])
-        return finished if flight is None else self._hold(worlds, flight)
 
     def run(
         self,
@@ -236,72 +216,12 @@ class Runner:
     def decode(self, worlds: list[World], latents: Tensor) -> Tensor | list[Tensor]:
         """Frames uint8 [N, T, H, W, 3], or N of [T, H, W, 3] where T differs; streaming states move on."""
         frames, states = self.model.codec.decode(latents, [w.codec_state for w in worlds])
-        seen = [self._seen(w) for w in worlds]
-        if any(seen):
-            frames = [made[skip:] for made, skip in zip(frames, seen, strict=True)]
         for world, state, made in zip(worlds, states or [None] * len(worlds), frames, strict=True):
             world.codec_state = state
             if self.rollout and self.rollout.restart:
                 world.tail = made if world.tail is None else torch.cat([world.tail, made])
                 world.tail = world.tail[-self.spec.frames_upto(self.rollout.restart[1]) :]
         return frames
-
-    def _seen(self, world: World) -> int:
-        """Frames of a world's finished block that were there before: of a video that it goes on with, not of a picture.
-
-        A picture's latent moves with the block's, so its frames are not quite the picture.
-        """
-        if world.given is None or (not world.table.length and len(world.given) == 1):
-            return 0
-        return len(world.given) * self.spec.frames_per_latent
-
-    def _enter(self, worlds: list[World], flight: Tensor | None, size: int) -> Tensor:
-        """The latents in flight, [N, B F, C, H, W], with a block of noise behind them."""
-        finished = worlds[0].flight is not None and worlds[0].prompts[:1] == (None,)
-        ahead = (0 if flight is None else flight.shape[1] // size) - int(finished)
-        fresh = self.noise(worlds, 0, (size, *self.spec.latent), ahead=ahead)
-        if self.spec.staggered:
-            for world in worlds:
-                left = None if world.horizon is None else world.horizon - world.block - ahead
-                assert world.context is not None
-                world.prompts += (world.context.before_end(left),)
-        return fresh if flight is None else torch.cat([flight, fresh], dim=1)
-
-    def _leave(self, worlds: list[World], flight: Tensor) -> Tensor | None:
-        """The latents still in flight once the oldest block has become history; None where there are none."""
-        for world in worlds:
-            world.prompts, world.given = world.prompts[1:], None
-        return flight if flight.shape[1] else None
-
-    def _hold(self, worlds: list[World], flight: Tensor) -> Tensor:
-        """Keep what is in flight until the next step; return the block that is finished."""
-        for world, latents in zip(worlds, flight, strict=True):
-            world.flight, world.prompts = latents, (None, *world.prompts[1:])
-            world.latents = latents[: self.spec.block].clone()  # a snapshot keeps no tensor twice
-        return flight[:, : self.spec.block]
-
-    def _told(self, worlds: list[World], condition: Condition) -> Condition:
-        """The condition of all blocks in flight."""
-        return replace(condition, chunks=tuple(w.prompts for w in worlds)) if self.spec.staggered else condition
-
-    @contextmanager
-    def _unless_it_fails(self, worlds: list[World], legs: Sequence[Leg]) -> Iterator[None]:
-        """Leave worlds as they were if a leg fails: what an earlier one gave up is held until then."""
-        if len(legs) == 1 and not self.spec.staggered:  # nothing is given up before the only leg is through
-            yield
-            return
-        before = [w.fork() for w in worlds]
-        for old in before:
-            self.pool.retain(old.table.pages)
-        try:
-            yield
-        except BaseException:
-            for world, old in zip(worlds, before, strict=True):
-                self.pool.release(world.table.pages)
-                vars(world).update(vars(old))
-            raise
-        for old in before:
-            self.pool.release(old.table.pages)
 
     def _staggered(self, worlds: list[World], passes: Sequence[Pass], frames: int) -> FlightView:
         """The view of several blocks in flight, the oldest of which gets pages if it is to become history."""

@@ -18,7 +18,7 @@ import torch
 
 from engine.checkpoints.files import open_tensors
 from engine.checkpoints.filling import fill
-from engine.checkpoints.magi_config import MagiConfig, read_config
+from engine.checkpoints.magi_config import MagiConfig, read_config, read_json
 from engine.checkpoints.places import locate
 from engine.checkpoints.tensors import Entry, Shape, Tensors
 from engine.fp8 import E4M3, TensorLinear
@@ -100,7 +100,7 @@ def load_magi(
     said = find_config(source, config)
     path = locate(weights_folder(source, said))
     tensors = open_tensors(path)
-    told = said.spec.distill if said else distilled(path, distill)
+    told = distilled(path, said, distill)
     spec = spec_of_shapes(tensors.shapes, told)
     if said:
         spec = agreed(said.spec, spec, str(path))
@@ -119,7 +119,7 @@ def find_config(source: str | Path, config: str | Path | Mapping[str, Any] | Mag
         return config if isinstance(config, MagiConfig) else read_config(config)
     here = Path(source)
     beside = [here, here.parent] if here.is_dir() else [here.parent]
-    found = [p for folder in beside for p in sorted(folder.glob("*config.json")) if p.is_file()]
+    found = [p for folder in beside for p in sorted(folder.glob("*config.json")) if "model_config" in read_json(p)]
     if len(found) > 1 and found[0].parent == found[1].parent:
         raise ValueError(f"{found[0].parent} holds several configs, {found[0].name} and {found[1].name}: give config=")
     return read_config(found[0]) if found else None
@@ -139,13 +139,18 @@ def weights_folder(source: str | Path, config: MagiConfig | None) -> str | Path:
     return here / wanted
 
 
-def distilled(path: Path, given: bool | None) -> bool:
-    """Whether weights are distilled, by what was said or by their folder."""
-    if given is not None:
-        return given
-    if not path.parent.name.startswith(FOLDER):
+def distilled(path: Path, config: MagiConfig | None, given: bool | None) -> bool:
+    """Whether weights are distilled, by what was said, their config and their folder, which have to agree."""
+    folder = path.parent.name
+    named = folder.endswith(".distill") if folder.startswith(FOLDER) else None
+    said = {"distill=": given, "the config": config.spec.distill if config else None, f"the folder {folder}": named}
+    told = {who: value for who, value in said.items() if value is not None}
+    if not told:
         raise ValueError(f"no weight tells whether {path} is distilled: give its config json, or distill=")
-    return path.parent.name.endswith(".distill")
+    if len(set(told.values())) > 1:
+        lines = ", ".join(f"{who} says {value}" for who, value in told.items())
+        raise ValueError(f"{path} is distilled or not: {lines}")
+    return next(iter(told.values()))
 
 
 def agreed(said: MagiSpec, found: MagiSpec, source: str) -> MagiSpec:

@@ -1,4 +1,4 @@
-"""FlightView: what the layers of a denoiser see where several blocks are in flight, each with a reach of its own (MAGI-1).
+"""FlightView: what the layers of a denoiser see where blocks are in flight together, each with a reach of its own.
 
 A block's queries see a run of blocks that ends with itself: finished ones in the pool, then those in flight before it.
 Keys and values of what is in flight live for one layer of one pass; only those of the oldest block are kept, where the

@@ -16,12 +16,14 @@ from PIL import Image
 from engine.actions import action_spec
 from engine.loading import Parts, save_world
 from engine.spec import VariableSpec, WorldSpec
-from engine.training.data import Shards
+from engine.training.data import TERMINATED, Shards
 
 # More distinct changes than this become quantiles.
 MOST_CHANGES = 64
 # Moments amid episodes that a world is written with, and the quality of their pictures (39 dB).
 MIDWAY, JPEG_QUALITY = 384, 90
+# Rows before an event that a moment of the second half may lie.
+SHORTLY = 12
 
 
 def variables_of(shards: Shards) -> tuple[VariableSpec, ...]:
@@ -77,7 +79,10 @@ def write_starts(path: Path, shards: Shards, count: int, frames: int) -> None:
 
 
 def write_midway(path: Path, shards: Shards, count: int, frames: int) -> None:
-    """Keep `count` moments amid episodes, evenly spread over all rows of the data: the `frames` frames up to each.
+    """Keep `count` moments amid episodes: the `frames` frames up to each.
+
+    Half of them are evenly spread over all rows of the data, half over those that come shortly (1 to `SHORTLY` rows)
+    before a named variable changes or the episode ends: what matters is rare, and a dream is truest near its start.
 
     Written as `jpeg` uint8 [bytes], the pictures one after another, `offsets` int64 [count * K + 1] into it, and
     actions [count, K, A] and variables [count, K, V] as for `write_starts`. No moment is the last of its episode.
@@ -86,13 +91,16 @@ def write_midway(path: Path, shards: Shards, count: int, frames: int) -> None:
         ValueError: no episode has that many frames, and one more.
     """
     valid = shards.column("valid").astype(bool)
-    first = np.repeat(shards.starts[:-1], np.diff(shards.starts))
-    last = np.repeat(shards.starts[1:] - 1 - ~valid[shards.starts[1:] - 1], np.diff(shards.starts))
+    lengths = np.diff(shards.starts)
+    first = np.repeat(shards.starts[:-1], lengths)
+    last = np.repeat(shards.starts[1:] - 1 - ~valid[shards.starts[1:] - 1], lengths)
     here = np.arange(len(shards))
-    found = here[(here - first >= frames - 1) & (here < last)]
-    if not len(found):
+    found = (here - first >= frames - 1) & (here < last)
+    if not found.any():
         raise ValueError(f"no episode has {frames + 1} frames to start amid: lower --start-frames")
-    chosen = found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
+    eventful = np.flatnonzero(found & before_events(shards, SHORTLY))
+    apart = min(count // 2, len(eventful))
+    chosen = np.concatenate([spread(np.flatnonzero(found), count - apart), spread(eventful, apart)])
     rows = chosen[:, None] + np.arange(1 - frames, 1)
     actions = action_spec(shards.metadata["actions"]).encode_rows(shards.column("actions"))[rows]
     actions[:, 0] = 0
@@ -106,6 +114,23 @@ def write_midway(path: Path, shards: Shards, count: int, frames: int) -> None:
         variables=shards.column("variables")[rows],
     )
     os.replace(temporary, path)
+
+
+def before_events(shards: Shards, within: int) -> np.ndarray:
+    """Rows [T] after which, at most `within` rows on and in the same episode, a variable changes or the game ends."""
+    variables, valid = shards.column("variables"), shards.column("valid").astype(bool)
+    event = shards.column("ends") == TERMINATED
+    event[1:] |= (variables[1:] != variables[:-1]).any(axis=1) & valid[1:]
+    event[shards.starts[:-1]] = False
+    at = np.append(np.flatnonzero(event), len(event) + within)
+    ahead = at[np.searchsorted(at, np.arange(len(event)), side="right")]
+    stop = np.repeat(shards.starts[1:], np.diff(shards.starts))
+    return (ahead - np.arange(len(event)) <= within) & (ahead < stop)
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of these rows, or all where there are fewer, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 def jpeg(frame: np.ndarray) -> bytes:
