@@ -17,6 +17,9 @@ from engine.presets import PRESETS, Preset
 from engine.presets import preset as named
 from engine.published import Staggered
 
+# The preset that stands for the config json beside the weights.
+CONFIG = "config"
+
 
 def load(
     source: str | Path,
@@ -34,7 +37,8 @@ def load(
         dtype: torch's, or its name ("float32", "bfloat16"); by default bf16 where the device computes in it, fp32
             elsewhere.
         preset: what a published checkpoint's weights do not tell: window, sinks, steps (see presets.PRESETS), by
-            name or as a value of your own. MAGI-1's config json tells it, where it lies with the weights.
+            name or as a value of your own. "config", or None: as the config json says that lies with the weights
+            (MAGI-1).
         extras: of a published checkpoint; see `Extras`.
 
     Raises:
@@ -46,11 +50,11 @@ def load(
         raise ValueError(f"{source} is a world folder, whose card says all: leave out {', '.join(given)}")
     if own or (preset is None and not looks_published(source)):
         return load_world(source, device, dtype)
-    chosen = named(preset) if isinstance(preset, str) else preset
+    chosen = named(preset) if isinstance(preset, str) and preset != CONFIG else preset
     placed = check_device(device), check_dtype(dtype)
-    if holds_magi(source) or (chosen is not None and isinstance(chosen.rollout, Staggered)):
-        return open_magi(source, chosen, *placed, extras_of(extras))
-    if chosen is None:
+    if holds_magi(source) or (isinstance(chosen, Preset) and isinstance(chosen.rollout, Staggered)):
+        return open_magi(source, chosen if isinstance(chosen, Preset) else None, *placed, extras_of(extras))
+    if not isinstance(chosen, Preset):
         raise ValueError(
             f"{source} is a published checkpoint: say how it is run with preset=..., one of engine.PRESETS "
             f"({', '.join(PRESETS)})"

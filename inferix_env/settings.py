@@ -5,7 +5,7 @@ Knows worlds as folders and the engine; knows no episodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from engine import Preset, WorldModel, WorldSpec, read_card
+from engine import Engine, Preset, WorldModel, WorldSpec, read_card
 from inferix_env import worlds
 from inferix_env.engines import Seats
+from inferix_env.guard import Guard, Unguarded, bounds_of, check_guard, guard_of, needs_room
 from inferix_env.openings import Openings
 from inferix_env.rewards import RewardFn
 from inferix_env.scenes import Scenes
@@ -25,7 +26,7 @@ DTYPES = ("float32", "bfloat16")
 # What Gymnasium takes for "no horizon" beside None.
 ENDLESS = -1
 # What only a published checkpoint takes, beside a preset; the last ones have no argument of their own.
-EXTRAS = ("lora", "lora_alpha", "numerics", "prefer", "text_device", "text_cache")
+EXTRAS = ("lora", "lora_alpha", "numerics", "prefer", "text_device", "text_cache", "clean_prompts", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,8 @@ class Settings:
     codec: str | None = None
     size: tuple[int, int] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    guard: str | Sequence[str] = ()
+    guard_bound: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         check_choice("obs", self.obs, ("frame", "block"))
@@ -61,9 +64,11 @@ class Settings:
             raise ValueError(f"window {self.window}: expected at least 1 latent frame, or None for the world's own")
         if self.horizon is not None and self.horizon < 2:
             raise ValueError(f"max_episode_steps {self.horizon}: expected at least 2, or None")
+        check_guard(self.signals, self.guard_bound, self.preset is not None)
         unknown = sorted(set(self.extras) - set(EXTRAS))
         if unknown:
-            raise TypeError(f"arguments {unknown}: expected those of the env, or some of {list(EXTRAS)}")
+            # In Python's own words: TorchRL reads them to learn that an env knows no frameskip.
+            raise TypeError(f"unexpected keyword argument {unknown[0]!r}: expected the env's, or one of {list(EXTRAS)}")
         given = [name for name in ("prompt", "image", "base", "codec", "size") if getattr(self, name) is not None]
         if self.preset is None and (given or self.extras):
             raise ValueError(
@@ -80,6 +85,19 @@ class Settings:
     def horizon(self) -> int | None:
         """Steps after which an episode is truncated."""
         return None if self.max_episode_steps == ENDLESS else self.max_episode_steps
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What a guard is to read, by name."""
+        return (self.guard,) if isinstance(self.guard, str) else tuple(self.guard)
+
+    def watch(self, folder: Path, sim: Engine) -> Guard | Unguarded:
+        """What steps the worlds, and reads the signals that were asked for.
+
+        Raises:
+            ValueError: the world lacks what a signal needs.
+        """
+        return guard_of(sim, folder, self.signals, bounds_of(self.signals, self.guard_bound))
 
     def find(self) -> tuple[Path, dict[str, Any]]:
         """Where the world lies, and its card, which a published one has none of.
@@ -111,7 +129,7 @@ class Settings:
         spec = model.spec
         return Seats(
             model,
-            num_worlds,
+            num_worlds * (2 if needs_room(self.signals) else 1),
             num_steps=spec.num_steps if self.num_steps is None else self.num_steps,
             policy=spec.kv if self.window is None else replace(spec.kv, window=self.window),
             deterministic=self.deterministic,

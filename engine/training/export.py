@@ -21,7 +21,7 @@ from engine.training.data import TERMINATED, Shards
 # More distinct changes than this become quantiles.
 MOST_CHANGES = 64
 # Moments amid episodes that a world is written with, and the quality of their pictures (39 dB).
-MIDWAY, JPEG_QUALITY = 384, 90
+MIDWAY, JPEG_QUALITY = 512, 90
 # Rows before an event that a moment of the second half may lie.
 SHORTLY = 12
 
