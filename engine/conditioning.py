@@ -80,6 +80,7 @@ class Condition:
             row for each world; None for no prompt.
         dropped: bool [N, B]: of these, which are told that their prompt was dropped.
         step_size: of the pass, told to models that were distilled for several.
+        levels: of the pass and each block in flight, on the host, where guidance goes by them.
     """
 
     actions: Tensor
@@ -90,6 +91,7 @@ class Condition:
     chunks: tuple[tuple[Context | None, ...], ...] = ()
     dropped: Tensor | None = None
     step_size: float | None = None
+    levels: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, actions: np.ndarray, prompt: Context | None = None) -> Condition:

@@ -65,7 +65,7 @@ def open_magi(
         raise ValueError(f"the preset is for {given} models, and the config of {source} for {wanted} ones")
     extras = replace(extras, folders=places(Path(source), extras.base, BASES))
     codec = open_codec(extras, device, dtype)
-    sizes, denoiser = load_magi(source, config, device=device, dtype=dtype, distill=distilled)
+    sizes, denoiser = load_magi(source, config, device=device, dtype=dtype, distill=None if config else distilled)
     spec = world_spec(Path(source).stem, sizes, preset, codec, extras)
     text = text_of(denoiser, extras)
     guided = Guided(denoiser, text.nothing(), rollout, preset.block)

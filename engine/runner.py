@@ -94,7 +94,7 @@ class Runner:
             if step.enter:
                 shown = step.enter(latents, self.noise(worlds, draw, latents.shape[1:], block))
             times = send(step.times(shown.shape[1]).expand(len(worlds), -1), self.device)
-            told = condition if step.size is None else replace(condition, step_size=step.size)
+            told = step.tell(condition)
             prediction, features = self.model.denoiser(shown, times, view.rotary, told, view.during(step.reach))
             if step.update:
                 latents = step.update(shown, prediction.float())

@@ -8,8 +8,9 @@ models take Euler steps (`flow`); distilled ones of the Wan2.1 family form x0 an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from engine.published import Rollout
 Update = Callable[[Tensor, Tensor], Tensor]
 # (clean latent, noise) -> what the denoiser is shown
 Enter = Callable[[Tensor, Tensor], Tensor]
+
+
+# A Condition (see conditioning.py).
+Told = TypeVar("Told", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,12 @@ class Pass:
     commit: bool = False
     reach: tuple[int | None, ...] = (None,)
     size: float | None = None
+
+    def tell(self, condition: Told) -> Told:
+        """The condition with what the pass tells of itself, where several blocks are in flight."""
+        if not isinstance(self.level, tuple):
+            return condition
+        return replace(condition, step_size=self.size, levels=self.level)
 
     def times(self, frames: int) -> Tensor:
         """What the denoiser is told of each latent frame in flight, float32 [frames]."""

@@ -57,8 +57,8 @@ def advance(deltas: list[float]) -> Update:
     """Move every block in flight on by its own step: x + v dt, dt float32."""
 
     def update(shown: Tensor, velocity: Tensor) -> Tensor:
-        steps = torch.tensor(deltas, device=shown.device).repeat_interleave(shown.shape[1] // len(deltas))
-        return shown + velocity * steps[None, :, None, None, None]
+        pairs = zip(shown.chunk(len(deltas), 1), velocity.chunk(len(deltas), 1), strict=True)
+        return torch.cat([x + v * dt for (x, v), dt in zip(pairs, deltas, strict=True)], dim=1)
 
     return update
 

@@ -34,6 +34,7 @@ class Guided(nn.Module):
     def __init__(self, denoiser: MagiDiT, nothing: Tensor, rollout: Staggered, frames: int):
         super().__init__()
         self.denoiser, self.rollout, self.frames = denoiser, rollout, frames
+        self.flags: dict[tuple, Tensor] = {}  # made once: a copy to the device would wait for it
         self.null = denoiser.contextualise(nothing.to(denoiser.y_embedder.null_caption_embedding))
 
     def forward(
@@ -55,44 +56,39 @@ class Guided(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Three predictions, or as many of them as count."""
         assert self.rollout.guidance is not None
-        rows, blocks = condition.chunks, len(condition.chunks[0])
-        at = times[0, :: self.frames].tolist()
-        pairs = torch.tensor([weights_at(t, self.rollout.guidance) for t in at], device=latents.device)
-        history, text = pairs.repeat_interleave(self.frames, 0).T[:, None, :, None, None, None].unbind(0)
-        shown, none = (latents, times, positions), tuple((None,) * blocks for _ in rows)
-        if not text.any():
-            told = self._told(condition, none, dropped=(True,) * len(rows))
-            plain, features = self.denoiser(*shown, told, view.branches(1))
-            prompted = plain
-        else:
+        pairs = [weights_at(t, self.rollout.guidance) for t in condition.levels]
+        rows, none = condition.chunks, tuple((None,) * len(pairs) for _ in condition.chunks)
+        shown = latents, times, positions
+        if any(text for _, text in pairs):
             told = self._told(condition, rows + none, dropped=(False,) * len(rows) + (True,) * len(rows))
             both, features = self.denoiser(*(torch.cat([x, x]) for x in shown), told, view.branches(2))
             prompted, plain = both.chunk(2)
-        made = (history - text) * plain + text * prompted
-        count = [i for i in range(blocks) if pairs[i, 0] != 1]
-        if count:
-            made = self._minus_alone(made, history, shown, condition, count)
-        return made, features[-len(latents) :]
+        else:
+            told = self._told(condition, none, dropped=(True,) * len(rows))
+            plain, features = self.denoiser(*shown, told, view.branches(1))
+            prompted = plain
+        alone = self._alone(shown, condition, [i for i, (history, _) in enumerate(pairs) if history != 1])
+        cut = zip(pairs, prompted.chunk(len(pairs), 1), plain.chunk(len(pairs), 1), strict=True)
+        made = [combined(pair, a, b, alone.get(i)) for i, (pair, a, b) in enumerate(cut)]
+        return torch.cat(made, dim=1), features[-len(latents) :]
 
-    def _minus_alone(
-        self, made: Tensor, history: Tensor, shown: tuple, condition: Condition, count: list[int]
-    ) -> Tensor:
-        """Add (1 - p) C for the blocks that count."""
-        n, f = len(made), self.frames
-        rows = torch.cat([torch.arange(i * f, (i + 1) * f) for i in count]).to(made.device)
-        apart = [x.index_select(1, rows).unflatten(1, (-1, f)).flatten(0, 1) for x in shown]
-        told = self._told(condition, ((None,),) * len(apart[0]), dropped=(True,) * len(apart[0]))
-        alone, _ = self.denoiser(*apart, told, Alone())
-        alone = alone.unflatten(0, (n, -1)).flatten(1, 2)
-        return made.index_add(1, rows, (1 - history.index_select(1, rows)) * alone)
+    def _alone(self, shown: tuple[Tensor, ...], condition: Condition, count: list[int]) -> dict[int, Tensor]:
+        """What the blocks that count tell of themselves, seeing no prompt and no other block."""
+        if not count:
+            return {}
+        blocks, worlds = len(condition.levels), len(condition.chunks)
+        apart = [torch.cat([x.chunk(blocks, 1)[i] for i in count]) for x in shown]
+        rows = ((None,),) * (len(count) * worlds)
+        made, _ = self.denoiser(*apart, self._told(condition, rows, dropped=(True,) * len(rows)), Alone())
+        return dict(zip(count, made.split(worlds), strict=True))
 
     def _distilled(
         self, latents: Tensor, times: Tensor, positions: Tensor, condition: Condition, view: Branches
     ) -> tuple[Tensor, Tensor]:
         """One prediction; with the oldest unfinished block once more behind the others, if it is nearly clean."""
         rows, f = condition.chunks, self.frames
-        at = times[0, ::f].tolist()
-        oldest = 1 if at[0] == float(torch.tensor(self.rollout.clean_time)) else 0
+        at = condition.levels
+        oldest = int(rows[0][0] is None)  # a finished block in front, which reads none
         near = oldest < len(at) and at[oldest] > self.rollout.near_clean
         shown, own = [latents, times, positions], slice(oldest * f, (oldest + 1) * f)
         if near:
@@ -109,9 +105,19 @@ class Guided(nn.Module):
     def _told(self, condition: Condition, rows: tuple, dropped: tuple[bool, ...]) -> Condition:
         """The condition of rows of blocks; without a prompt they read the null one."""
         chunks = tuple(tuple(self.null if c is None else c for c in row) for row in rows)
-        flags = torch.tensor(dropped)[:, None].expand(-1, len(rows[0])).to(condition.actions.device)
-        return replace(condition, chunks=chunks, dropped=flags)
+        name = (dropped, len(rows[0]), condition.actions.device)
+        if name not in self.flags:
+            flags = torch.tensor(dropped)[:, None].expand(-1, len(rows[0]))
+            self.flags[name] = flags.to(condition.actions.device)
+        return replace(condition, chunks=chunks, dropped=self.flags[name])
 
     def contextualise(self, text: Tensor, **others: Tensor | None) -> Context:
         """See MagiDiT."""
         return self.denoiser.contextualise(text)
+
+
+def combined(pair: tuple[float, float], prompted: Tensor, plain: Tensor, alone: Tensor | None) -> Tensor:
+    """(1 - p) C + (p - w) B + w A; without C where p is 1."""
+    history, text = pair
+    made = (history - text) * plain + text * prompted
+    return made if alone is None else made + (1 - history) * alone
