@@ -134,13 +134,13 @@ def run(
     """The prediction [N, C, T, H, W] of latents [N, C, T, H, W] at times of chunks [N, c], from frame `first` on."""
     n, frames = latents.shape[0], latents.shape[2]
     condition = Condition(
-        torch.zeros(n, frames, 0),
-        torch.zeros(n, frames, 0),
+        latents.new_zeros(n, frames, 0),
+        latents.new_zeros(n, frames, 0),
         chunks=chunks,
-        dropped=torch.full(times.shape, dropped),
+        dropped=torch.full(times.shape, dropped, device=latents.device),
         step_size=step_size,
     )
-    positions = torch.arange(first, first + frames).expand(n, -1)
+    positions = torch.arange(first, first + frames, device=latents.device).expand(n, -1)
     width = frames // times.shape[1]
     out, _ = model(latents.transpose(1, 2), times.repeat_interleave(width, 1), positions, condition, view)
     return out.transpose(1, 2)

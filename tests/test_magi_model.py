@@ -101,6 +101,17 @@ def test_what_cross_attention_reads(name):
     c.check(torch.cat(packed), "text.y_xattn_flat")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORWARDS)
+def test_a_call_on_a_gpu(name):
+    """In bf16 the attention's projection takes another way there: bf16 factors, float32 sums."""
+    c = case(name)
+    model, i = build_case(c).cuda(), {key: x.cuda() for key, x in c["in"].items()}
+    chunks = contexts_of(model, i["y"], i["mask"])
+    velocity = run(model, i["x"], i["t"], (chunks,), RangesView(ranges_of(c)), step_size=step_size(c))
+    c.check(velocity.cpu(), "text.velocity")
+
+
 @pytest.mark.parametrize("name", names("dit_forward_cached"))
 def test_calls_that_share_a_cache(name):
     c = case(name)
@@ -385,7 +396,14 @@ def test_without_a_config_the_folder_tells_what_no_weight_does(tmp_path):
     write_shards(tmp_path / "other", magi_weights(TINY), shards=1)
     with pytest.raises(ValueError, match="give its config json, or distill="):
         load_magi(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "t5"}')  # of something else
     assert load_magi(tmp_path / "other", distill=False)[0] == TINY
+
+
+def test_whether_weights_are_distilled_is_said_once(tmp_path):
+    folder = write_magi(tmp_path, TINY_DISTILL, config=False) / "inference_weight.distill"
+    with pytest.raises(ValueError, match=r"distill= says False, the folder inference_weight\.distill says True"):
+        load_magi(folder, distill=False)
 
 
 def test_every_tensor_is_used_once(tmp_path):

@@ -236,24 +236,25 @@ def test_sizes_are_read_off_the_weights_and_the_config(path):
     assert {f"weights.{name}" for name in vae.state_dict()} == {name for name in tensors if name.startswith("weights.")}
 
 
+# Sizes of a VAE, its tiles, a clip's latents, and frames beyond those: one more is a tile of its own, or surplus.
+ONE = replace(TINY, layers=1)
 SHAPES = [
-    (TINY, SMALL, (4, 9, 13)),
-    (replace(TINY, heads=3, width=192, grid=(2, 3, 3)), replace(SMALL, overlap=0.5), (5, 13, 9)),
-    (replace(TINY, width=128, frames_per_latent=2, scale=8, heads=1), Tiling(32, 6, 0.25), (7, 5, 4)),
-    (replace(TINY, channels=3, layers=1, grid=(3, 2, 2)), Tiling(16, 16, 0.25, 0.5), (7, 4, 6)),
-    (TINY, Tiling(16, 16, 0.0, 0.25), (8, 4, 9)),
-    (TINY, Tiling(256, 12), (1, 3, 2)),
+    (TINY, SMALL, (4, 7, 13), 1),
+    (replace(ONE, heads=3, width=192, grid=(2, 3, 3)), replace(SMALL, overlap=0.5), (3, 9, 6), 1),
+    (replace(ONE, width=128, frames_per_latent=2, scale=8, heads=1), Tiling(32, 6, 0.25), (7, 5, 4), 0),
+    (replace(ONE, channels=3, grid=(3, 2, 2)), Tiling(16, 16, 0.25, 0.5), (7, 4, 6), 0),
+    (ONE, Tiling(16, 16, 0.0, 0.25), (8, 3, 6), 1),
+    (TINY, Tiling(256, 12), (1, 3, 2), 0),
 ]
 
 
-@pytest.mark.parametrize(("spec", "tiling", "size"), SHAPES)
-def test_latents_of_any_shape_decode_as_the_formulas_say(spec, tiling, size):
+@pytest.mark.parametrize(("spec", "tiling", "size", "surplus"), SHAPES)
+def test_latents_of_any_shape_decode_as_the_formulas_say(spec, tiling, size, surplus):
     vae, latents = make_vae(spec, tiling=tiling), random(1, size[0], spec.channels, *size[1:])
     assert_same(vae.signal(latents)[0][0], plain_decode(vae, latents[0]).float())
 
 
-@pytest.mark.parametrize(("spec", "tiling", "size"), SHAPES)
-@pytest.mark.parametrize("surplus", [0, 1])
+@pytest.mark.parametrize(("spec", "tiling", "size", "surplus"), SHAPES)
 def test_frames_of_any_shape_encode_as_the_formulas_say(spec, tiling, size, surplus):
     vae = make_vae(spec, tiling=tiling)
     frames = pixels(1, size[0] * spec.frames_per_latent + surplus, *(n * spec.scale for n in size[1:]), 3)
@@ -271,7 +272,7 @@ def test_whole_tiles_decode_the_same_in_any_pieces(lengths, at_once):
 
 
 @pytest.mark.parametrize("tiling", [SMALL, *(replace(SMALL, frames=16, temporal_overlap=x) for x in (0.25, 0.5))])
-@pytest.mark.parametrize("lengths", [[4, 2, 6], [1] * 12, [2, 3, 7], [8, 4]])
+@pytest.mark.parametrize("lengths", [[4, 2, 6], [4, 3, 5], [1] * 12, [8, 4]])
 def test_a_piece_goes_on_with_the_tile_that_is_unfinished(tiling, lengths):
     """Whatever the pieces: as many frames as the whole has, and those of tiles that a piece finished are the same."""
     vae, latents = make_vae(tiling=tiling), random(1, 12, 4, 3, 4)
@@ -433,14 +434,14 @@ def test_the_published_vae_has_its_size():
 
 def test_a_decode_waits_for_nothing_on_the_device_and_does_the_work_of_its_tiles():
     with torch.device("meta"):
-        vae, latents = MagiVae(MagiVaeSpec(), encoder=False), torch.empty(1, 6, 16, 90, 90)
+        vae, latents = MagiVae(MagiVaeSpec(layers=1), encoder=False), torch.empty(1, 6, 16, 90, 90)
     with FlopCounterMode(display=False) as counter:
         frames, _ = vae.decode(latents)
     assert frames.shape == (1, 24, 720, 720, 3)
     sides = [32, 32, 32, 18]  # of tiles that begin every 24 latents
     tokens = [1 + 3 * h * w for h in sides for w in sides] * 2
-    products = 24 * sum(2 * 12 * n * 1024**2 + 4 * n**2 * 1024 for n in tokens)
-    assert counter.get_total_flops() == pytest.approx(products, rel=0.01)
+    work = sum(2 * 12 * n * 1024**2 + 4 * n**2 * 1024 for n in tokens)
+    assert counter.get_total_flops() == pytest.approx(work, rel=0.02)
 
 
 def test_either_half_loads_alone():
@@ -515,8 +516,11 @@ def test_tiles_that_do_not_fit_latents_are_refused():
         make_vae(tiles_at_once=0)
     vae = make_vae(tiling=Tiling(pixels=32, overlap=0.3))
     assert vae.decode(random(1, 3, 4, 5, 5))[0].shape == (1, 12, 20, 20, 3)  # one tile: nothing to overlap
-    with pytest.raises(ValueError, match="whole latents"):
-        vae.decode(random(1, 3, 4, 5, 9))
+    for call, given in ((vae.decode, random(1, 3, 4, 5, 9)), (vae.encode, pixels(1, 12, 20, 36, 3))):
+        with pytest.raises(ValueError, match="whole latents"):
+            call(given)
+    # The published code shows 32 - 9 pixels of tiles that begin every 20.
+    assert vae.signal(random(1, 3, 4, 5, 9))[0].shape == (1, 12, 3, 20, 23 + 16)
     with pytest.raises(ValueError, match="must divide into the 128 pixels"):
         make_vae(replace(TINY, frames_per_latent=8))
 

@@ -12,7 +12,17 @@ from typing import Annotated
 import torch
 import tyro
 
-from benchmarks.parity import codecs, encoders, formulas, networks, rollouts
+from benchmarks.parity import (
+    codecs,
+    encoders,
+    formulas,
+    magi_codec,
+    magi_formulas,
+    magi_networks,
+    magi_rollouts,
+    networks,
+    rollouts,
+)
 from benchmarks.parity.case import Case
 from engine.loading import check_device
 
@@ -28,6 +38,13 @@ KINDS: dict[str, Callable[[Case, str], None]] = {
     "vae_encode": codecs.replay,
     "text_encoder": encoders.replay,
     "clip_vision": encoders.replay,
+    "magi_forward": magi_networks.replay_forward,
+    "magi_cached": magi_networks.replay_cached,
+    "magi_fp8": magi_networks.replay_fp8,
+    "magi_rollout": magi_rollouts.replay,
+    "magi_schedule": magi_formulas.replay_schedule,
+    "magi_text": magi_formulas.replay_text,
+    "magi_vae": magi_codec.replay,
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ from benchmarks.parity.case import Case
 from benchmarks.parity.presets import preset_of
 from benchmarks.parity.probe import CONTEXTS, Probe, shaped
 from benchmarks.parity.worlds import Replay
-from engine import Condition, Context
+from engine import Condition, Context, World
 from engine.kv.view import CausalView
-from engine.schedule import Pass
+from engine.schedule import Leg, Pass
 
 
 def replay_forward(case: Case, device: str = "cpu") -> None:
@@ -75,7 +76,8 @@ def calls(run: Replay, compare: Callable[[str, Tensor], None], names: Collection
     contexts, probe = Probe(own, sim.given.denoiser), Probe(names, run.recorder.denoiser)
     worlds, read = run.open(run.contexts()), contexts.take()
     for call, level in enumerate(case["in"]["t"].tolist()):
-        sim.passes = [Pass(level, commit=True)]
+        leg = Leg((Pass(level, commit=True),), enters=True)
+        sim.schedule = partial(only, leg)
         sim.step(worlds, [run.condition(world, b) for b, world in enumerate(worlds)])
         [(_, flow)] = run.recorder.take()
         compare(f"flow.call{call}", case.frames_first(flow))
@@ -83,6 +85,11 @@ def calls(run: Replay, compare: Callable[[str, Tensor], None], names: Collection
             want = case["out"].get(f"dbg.call{call}.{name}")
             if want is not None:
                 compare_activation(run, f"dbg.call{call}.{name}", x, want)
+
+
+def only(leg: Leg, world: World) -> tuple[Leg, ...]:
+    """What every step runs."""
+    return (leg,)
 
 
 def compare_activation(run: Replay, name: str, x: Tensor, want: Tensor) -> None:

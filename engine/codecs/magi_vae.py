@@ -12,6 +12,7 @@ Shapes: N worlds, T frames, F latent frames, C latent channels, H W pixels, h w 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +75,20 @@ class MagiVae(nn.Module):
             tensors [T, H, W, 3].
 
         Raises:
-            ValueError: the shape of latents or states does not fit.
+            ValueError: the shape of latents or states does not fit, or tiles do not join.
         """
+        self._check_latents(latents)
+        self._check_joins(cut_latents, latents)
         video, states = self.signal(latents, states)
         return all_frames(video), states
 
     def signal(
         self, latents: Tensor, states: Sequence[State] | None = None
     ) -> tuple[Tensor | list[Tensor], list[State]]:
-        """As `decode`, but video [N, T, 3, H, W] in the weights' precision, about -1 to 1 and not clamped."""
+        """As `decode`, but video [N, T, 3, H, W] in the weights' precision, about -1 to 1 and not clamped.
+
+        Where tiles do not overlap by whole latents, they are put side by side as the published code does it.
+        """
         self._check_latents(latents)
         return continued(self._decode, self.frames_of, self._cuts(cut_latents)[0], latents, states)
 
@@ -95,14 +101,18 @@ class MagiVae(nn.Module):
         wait in the state for the next piece. Nothing is sampled: latents are the means.
 
         Raises:
-            ValueError: sizes that are no multiple of 8, or a tile that would have two or three frames.
+            ValueError: sizes that are no multiple of 8, a tile that would have two or three frames, or tiles that do
+                not join.
         """
-        return self.encode_signal(frames.movedim(-1, -3), states)
+        video = frames.movedim(-1, -3)
+        self._check_video(video)
+        self._check_joins(cut_pixels, video)
+        return self.encode_signal(video, states)
 
     def encode_signal(
         self, video: Tensor, states: Sequence[State] | None = None
     ) -> tuple[Tensor | list[Tensor], list[State]]:
-        """As `encode`, from video [N, T, 3, H, W] in [-1, 1], or in uint8."""
+        """As `encode`, from video [N, T, 3, H, W] in [-1, 1], or in uint8; tiles as for `signal`."""
         self._check_video(video)
         return continued(self._encode, self.latents_of, self._cuts(cut_pixels)[0], video, states)
 
@@ -112,8 +122,7 @@ class MagiVae(nn.Module):
 
     def frames_of(self, latents: int) -> int:
         """Frames of a clip of so many latents."""
-        time = self._cuts(cut_latents)[0]
-        return sum(min(time.limit, 1 if n == 1 else n * self.frames_per_latent) for n in time.pieces(latents))
+        return sum(self._cuts(cut_latents)[0].shown(latents))
 
     def latents_of(self, frames: int) -> int:
         """Latents of a clip of so many frames.
@@ -128,14 +137,12 @@ class MagiVae(nn.Module):
                 f"a clip of {frames} frames: its last tile would have {pieces[-1]}, and a latent is made of {rate}, or "
                 f"of a single picture. Give multiples of {rate}, or one frame after whole tiles of {time.size}"
             )
-        return sum(min(time.limit, 1 if n == 1 else n // rate) for n in pieces)
+        return sum(time.shown(frames))
 
     def _decode(self, latents: Tensor) -> Tensor:
         """[N, F, C, h, w] -> [N, T, 3, H, W]."""
-        z = latents.float().transpose(1, 2) / self.spec.factor
-        size = (self.frames_of(z.shape[2]), *(n * self.spec.scale for n in z.shape[3:]))
-        cuts, most = self._cuts(cut_latents), self.tiles_at_once
-        return tiled(self._decode_tiles, z, cuts, size, chained=False, at_once=most).transpose(1, 2)
+        z, cuts = latents.float().transpose(1, 2) / self.spec.factor, self._cuts(cut_latents)
+        return tiled(self._decode_tiles, z, cuts, chained=False, at_once=self.tiles_at_once).transpose(1, 2)
 
     def _decode_tiles(self, z: Tensor) -> Tensor:
         """[B, C, t, h, w] -> [B, 3, T, H, W]."""
@@ -144,9 +151,9 @@ class MagiVae(nn.Module):
 
     def _encode(self, video: Tensor) -> Tensor:
         """[N, T, 3, H, W] -> [N, F, C, h, w]."""
-        size = (self.latents_of(video.shape[1]), *(n // self.spec.scale for n in video.shape[3:]))
-        cuts, most = self._cuts(cut_pixels), self.tiles_at_once
-        means = tiled(self._encode_tiles, video.transpose(1, 2), cuts, size, chained=True, at_once=most)
+        self.latents_of(video.shape[1])  # refuses tiles of too few frames
+        x, cuts = video.transpose(1, 2), self._cuts(cut_pixels)
+        means = tiled(self._encode_tiles, x, cuts, chained=True, at_once=self.tiles_at_once)
         return means.transpose(1, 2) * self.spec.factor
 
     def _encode_tiles(self, video: Tensor) -> Tensor:
@@ -159,10 +166,11 @@ class MagiVae(nn.Module):
         return means[:, :, :1] if still else means
 
     def _cuts(self, cut: Callable[[int, float, int], Cut]) -> tuple[Cut, Cut, Cut]:
-        """How time, height and width are cut."""
+        """How time, height and width are cut. A single latent, or frame, makes one of the other."""
         tiling, spec = self.tiling, self.spec
         side = cut(tiling.pixels, tiling.overlap, spec.scale)
-        return cut(tiling.frames, tiling.temporal_overlap, spec.frames_per_latent), side, side
+        time = cut(tiling.frames, tiling.temporal_overlap, spec.frames_per_latent)
+        return replace(time, made=lambda n: 1 if n == 1 else time.made(n)), side, side
 
     def _check_latents(self, latents: Tensor) -> None:
         if not hasattr(self, "decoder"):
@@ -178,6 +186,10 @@ class MagiVae(nn.Module):
             raise ValueError(
                 f"video {shape} as [N, T, C, H, W]: expected C = 3, H and W multiples of {scale}, none empty"
             )
+
+    def _check_joins(self, cut: Callable[[int, float, int], Cut], x: Tensor) -> None:
+        for axis, length in zip(self._cuts(cut), (x.shape[1], *x.shape[3:]), strict=True):
+            axis.check(length)
 
 
 def continued(

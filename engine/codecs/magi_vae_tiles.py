@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice, product
+from itertools import accumulate, groupby, islice, product
 from typing import TypeVar
 
 import torch
@@ -48,50 +48,57 @@ class Cut:
 
     Attributes:
         limit: of what a tile makes, as much is shown; the next tile makes the rest.
-        aligned: what is shown is as long as the stride, so that tiles join without a jump.
+        made: how much a tile of some length makes.
+        joins: what is shown is as long as the stride, so that the picture does not jump between tiles.
     """
 
     size: int
     stride: int
     blend: int
     limit: int
-    aligned: bool
+    made: Callable[[int], int]
+    joins: bool
 
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise ValueError(f"tiles of {self.size} with this overlap never move on: make tiles larger or overlap less")
 
-    def starts(self, length: int) -> range:
-        starts = range(0, length, self.stride)
-        if len(starts) > 1 and not self.aligned:
-            raise ValueError(
-                f"the tiling does not divide a length of {length}: tiles of {self.size} that begin every {self.stride} "
-                "do not overlap by whole latents. Take tiles and overlaps of whole latents"
-            )
-        return starts
-
     def pieces(self, length: int) -> list[int]:
         """Lengths of the tiles of an axis."""
-        return [min(self.size, length - start) for start in self.starts(length)]
+        return [min(self.size, length - start) for start in range(0, length, self.stride)]
+
+    def shown(self, length: int) -> list[int]:
+        """How much each tile of an axis gives to the result."""
+        return [min(self.limit, self.made(n)) for n in self.pieces(length)]
 
     def unfinished(self, length: int) -> int:
         """Where the first tile begins that a longer clip would change, or the one before, where it blends with that."""
         whole = 1 + (length - self.size) // self.stride if length >= self.size else 0
         return self.stride * (max(whole - 1, 0) if self.blend else whole)
 
+    def check(self, length: int) -> None:
+        """Raises ValueError where tiles of an axis do not join."""
+        if length > self.stride and not self.joins:
+            raise ValueError(
+                f"the tiling does not divide a length of {length}: tiles of {self.size} that begin every {self.stride} "
+                "do not overlap by whole latents. Take tiles and overlaps of whole latents"
+            )
+
 
 def cut_latents(tile: int, overlap: float, scale: int) -> Cut:
     """Tiles of an axis of latents, each of which makes `scale` pixels. Args: tile: in pixels."""
     size = whole_latents(tile, scale)
     stride, blend = int(size * (1 - overlap)), int(size * scale * overlap)
-    return Cut(size, stride, blend, size * scale - blend, stride * scale == size * scale - blend)
+    limit = size * scale - blend
+    return Cut(size, stride, blend, limit, lambda n: n * scale, joins=limit == stride * scale)
 
 
 def cut_pixels(tile: int, overlap: float, scale: int) -> Cut:
     """Tiles of an axis of pixels, `scale` of which make a latent."""
     size = whole_latents(tile, scale)
     stride, blend = int(tile * (1 - overlap)), int(size * overlap)
-    return Cut(tile, stride, blend, size - blend, stride == (size - blend) * scale)
+    limit = size - blend
+    return Cut(tile, stride, blend, limit, lambda n: n // scale, joins=stride == limit * scale)
 
 
 def whole_latents(tile: int, scale: int) -> int:
@@ -104,29 +111,30 @@ def tiled(
     run: Callable[[Tensor], Tensor],
     x: Tensor,
     cuts: Sequence[Cut],
-    size: Sequence[int],
     *,
     chained: bool,
     at_once: int,
 ) -> Tensor:
-    """[N, C, T, H, W] -> [N, C', *size], tile by tile.
+    """[N, C, T, H, W] -> [N, C', ...], tile by tile.
 
     Beside the result, one row of tiles is in memory; where tiles blend in time, those of one time.
 
     Args:
         run: [B, C, t, h, w] -> [B, C', t', h', w'].
+        cuts: of time, height and width.
         chained: blend with a neighbour as it was blended itself; else as the model made it.
         at_once: the most tiles B that one run takes.
     """
-    starts = [cut.starts(length) for cut, length in zip(cuts, x.shape[2:], strict=True)]
-    raws = made(run, x, corners(starts, cuts, x.shape[2:]), at_once)
-    out, unit = torch.empty(0), list[int]()
-    for place, tile in blends(raws, [len(begins) for begins in starts], [cut.blend for cut in cuts], chained):
-        shown = within(tile, [slice(cut.limit) for cut in cuts])
-        if not any(place):  # the first tile is the longest, and says how far apart they are put
-            out, unit = tile.new_empty((*tile.shape[:2], *size)), list(shown.shape[2:])
-        begins = [i * n for i, n in zip(place, unit, strict=True)]
-        within(out, [slice(b, b + n) for b, n in zip(begins, shown.shape[2:], strict=True)]).copy_(shown)
+    shown = [cut.shown(length) for cut, length in zip(cuts, x.shape[2:], strict=True)]
+    raws = made(run, x, corners(cuts, x.shape[2:]), at_once)
+    ends = [list(accumulate(lengths)) for lengths in shown]
+    out = torch.empty(0)
+    for place, tile in blends(raws, [len(lengths) for lengths in shown], [cut.blend for cut in cuts], chained):
+        if not any(place):
+            out = tile.new_empty((*tile.shape[:2], *(axis[-1] for axis in ends)))
+        sizes = [lengths[i] for i, lengths in zip(place, shown, strict=True)]
+        spans = [slice(axis[i] - n, axis[i]) for i, n, axis in zip(place, sizes, ends, strict=True)]
+        within(out, spans).copy_(within(tile, [slice(n) for n in sizes]))
     return out
 
 
@@ -136,11 +144,11 @@ def within(x: Tensor, sides: Sequence[slice]) -> Tensor:
     return x[:, :, t, h, w]
 
 
-def corners(starts: Sequence[range], cuts: Sequence[Cut], size: Sequence[int]) -> list[tuple[slice, ...]]:
+def corners(cuts: Sequence[Cut], size: Sequence[int]) -> list[tuple[slice, ...]]:
     """Where the tiles lie: in time, then from top to bottom, then from left to right."""
     axes = [
-        [slice(start, min(start + cut.size, length)) for start in begins]
-        for begins, cut, length in zip(starts, cuts, size, strict=True)
+        [slice(i * cut.stride, i * cut.stride + n) for i, n in enumerate(cut.pieces(length))]
+        for cut, length in zip(cuts, size, strict=True)
     ]
     return list(product(*axes))
 
