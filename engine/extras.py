@@ -63,10 +63,14 @@ def extras_of(given: Mapping[str, object]) -> Extras:
     return Extras(**given)  # type: ignore[arg-type]
 
 
-def places(path: Path, base: str | Path | None, bases: Sequence[str]) -> tuple[Path, ...]:
-    """Folders in which the parts of a checkpoint may lie, the user's own first."""
+def places(folder: Path, base: str | Path | None, bases: Sequence[str]) -> tuple[Path, ...]:
+    """Folders in which the parts of a checkpoint may lie, the user's own first.
+
+    Args:
+        bases: where, seen from the weights' folder.
+    """
     if base is not None and not Path(base).is_dir():
         raise ValueError(f"base {str(base)!r}: there is no such folder")
     own = [Path(base)] if base is not None else []
-    beside = [(path.parent / b).resolve() for b in bases]
+    beside = [(folder / b).resolve() for b in bases]
     return tuple(dict.fromkeys([*own, *(b for b in beside if b.is_dir() and b.name)]))

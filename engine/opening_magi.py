@@ -39,7 +39,7 @@ TEXT = ("t5/t5-v1_1-xxl/config.json", "t5-v1_1-xxl/config.json")
 SPECIAL = ("special_tokens.npz", "example/assets/special_tokens.npz")
 VAE = ("vae/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
 # Where the parts of a checkpoint lie, seen from its weights: ckpt/magi/4.5B_base/inference_weight, ckpt/vae, ckpt/t5.
-BASES = ("", "..", "../..", "../../..", "../../../..")
+BASES = ("", "..", "../..", "../../..")
 
 
 def holds_magi(source: str | Path) -> bool:
@@ -63,7 +63,8 @@ def open_magi(
     if config is not None and config.spec.distill != distilled and not config.spec.fp8:
         given, wanted = ("distilled", "base") if distilled else ("base", "distilled")
         raise ValueError(f"the preset is for {given} models, and the config of {source} for {wanted} ones")
-    extras = replace(extras, folders=places(Path(source), extras.base, BASES))
+    here = Path(source)
+    extras = replace(extras, folders=places(here if here.is_dir() else here.parent, extras.base, BASES))
     codec = open_codec(extras, device, dtype)
     sizes, denoiser = load_magi(source, config, device=device, dtype=dtype, distill=None if config else distilled)
     spec = world_spec(Path(source).stem, sizes, preset, codec, extras)

@@ -49,7 +49,7 @@ def open_wan(
     """The WorldModel of a published checkpoint (see `load`)."""
     dtype = dtype or default_dtype(device)
     path = locate(source)
-    extras = replace(extras, folders=places(path, extras.base, BASES))
+    extras = replace(extras, folders=places(path.parent, extras.base, BASES))
     tensors = open_denoiser(path, extras.prefer)
     sizes = wan_spec_of(tensors.shapes, preset.head_width, preset.text_tokens)
     sizes = replace(sizes, published=extras.numerics == "published")

@@ -45,7 +45,7 @@ class FlightView:
         one = self.num_worlds == 1 and pool.sliceable and not pool.host_capacity
         self.run = pages[0][0] if one and pages[0] and is_range(pages[0]) else None
         self.index = upload(pages, pool.device) if pages[0] and self.run is None else None
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.written = upload([page for row in into for page in row], pool.device)
 
     def during(self, reach: Sequence[int | None]) -> Branches:
         """The view of a pass.
@@ -72,16 +72,17 @@ class FlightView:
         return keys.flatten(1, 2), values.flatten(1, 2)
 
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Hold on to the oldest block's keys and values of the last rows, if they are to be committed."""
+        """Write the oldest block's keys and values of the last rows into its pages, if it is to become history.
+
+        At once: waiting for the commit would keep the keys and values of all blocks in memory, of every layer.
+        """
         if self.into[0]:
             size = self.frames * self.pool.stream.tokens
-            self.kept[layer] = (keys[-self.num_worlds :, :size], values[-self.num_worlds :, :size])
+            pair = (x[-self.num_worlds :, :size] for x in (keys, values))
+            self.pool.write(layer, self.written, *(x.unflatten(1, (self.frames, -1)).flatten(0, 1) for x in pair))
 
     def commit(self) -> None:
-        """Write the oldest block's keys and values into its pages."""
-        pages = upload([page for row in self.into for page in row], self.pool.device)
-        for layer, pair in self.kept.items():
-            self.pool.write(layer, pages, *(x.unflatten(1, (self.frames, -1)).flatten(0, 1) for x in pair))
+        """Nothing is left to be written."""
 
 
 @dataclass(frozen=True)

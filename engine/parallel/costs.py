@@ -10,9 +10,9 @@ call, and so do partial outputs and their log-sum-exps (float32).
     ring pass-KV         sum over R - 1 hops of a share of history and block
     ring pass-Q          sum over R - 1 hops of n_o hq d b, then (n - n_o) hq (d b_o + 4) of partial outputs
 
-for U inner and R outer ranks, of tokens n_r (a rank's), n_o (an inner group's) and n (all, or a group's), heads hq and hk of
-a rank, head width d, b bytes a number and b_o a partial output's. Sources: DeepSpeed-Ulysses (Jacobs et al. 2023), Ring
-Attention (Liu et al. 2023), Context Parallelism for Scalable Million-Token Inference (Yang et al. 2024, arXiv
+for U inner and R outer ranks, tokens n_r (a rank's), n_o (an inner group's) and n (of all who trade), heads hq and hk
+of a rank, head width d, b bytes a number and b_o a partial output's. Sources: DeepSpeed-Ulysses (Jacobs et al. 2023),
+Ring Attention (Liu et al. 2023), Context Parallelism for Scalable Million-Token Inference (Yang et al. 2024, arXiv
 2411.01783: pass-KV and pass-Q), USP (Fang and Zhao 2024).
 """
 
@@ -77,7 +77,7 @@ def no_transfers(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> 
 
 
 def shares(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> list[int]:
-    """Bytes of each group's keys and values that a load sees, of one rank in it: pages as stored, the block as computed."""
+    """Bytes of each group's part of the keys and values that a load sees: pages as stored, the block as computed."""
     plain = Numbers(numbers.computed)
     return [
         load.history * numbers.page(n, layout.keys, sizes.head_width)
@@ -199,7 +199,7 @@ def merge_bytes(layout: Layout, sizes: Sizes, load: Load) -> int:
 
 
 def activation_bytes(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> int:
-    """About what a pass keeps at most, of the rank that has most tokens; counted of Wan2.1 at full size it is within 5 %:
-    nineteen widths of a token (rotary angles are applied in float64), or two of the MLP's and seven."""
+    """About what a pass keeps at most, of the rank that has most tokens: nineteen widths of a token (rotary angles are
+    applied in float64), or two of the MLP's and seven. Within 5 % of what is counted of Wan2.1 at full size."""
     widths = max(19 * sizes.wide, 2 * sizes.hidden + 7 * sizes.width)
     return load.new * max(layout.own) * widths * numbers.computed

@@ -1,9 +1,9 @@
 """Who has what: the ways in which ranks share one world's attention, and which tokens and heads each then has.
 
-P ranks; rank r = (outer, inner) with `ulysses` inner ranks, which follow one another. The tokens of *every latent frame*
-are cut into P runs (`split`), so each rank has its share of each page, of the window, of sinks and of chosen pages, and
-commits what it computed. A Matrix-Game's attention over time is of a place with itself, and its keys' keys are made on
-every rank: neither is exchanged.
+P ranks; rank r = (outer, inner) with `ulysses` inner ranks, which follow one another. The tokens of *every latent
+frame* are cut into P runs (`split`), so each rank has its share of each page, of the window, of sinks and of chosen
+pages, and commits what it computed. A Matrix-Game's attention over time is of a place with itself, and what its pressed
+keys are attended to by is made on every rank: neither is exchanged.
 """
 
 from __future__ import annotations

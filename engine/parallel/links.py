@@ -1,7 +1,7 @@
 """What it takes to move bytes between ranks: latency and bandwidth of each kind of collective.
 
 A call takes `latency + bytes / bandwidth`, for the bytes that one rank sends (see costs.py). Figures are published
-ones, given by hand, or measured on the mesh itself (`calibrate`), which a JSON file keeps.
+ones, given by hand, or measured on the mesh itself (calibration.py). Values only.
 
 Published bandwidths are `ATTAINED` of a link's rate in one direction; latencies are assumed. A node's ranks reach
 those of other nodes each over a network card of its own.
@@ -9,26 +9,12 @@ those of other nodes each over a network card of its own.
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from engine.parallel.costs import Kind
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
-
 ATTAINED = 0.8
-SMALL, LARGE = 1 << 12, 1 << 23  # bytes that a calibration sends
 
 
 @dataclass(frozen=True)
@@ -88,27 +74,26 @@ class Links:
         """The same links over another number of ranks."""
         return replace(self, ranks=ranks)
 
-    def seconds(self, kind: Kind, sent: float, calls: int, members: Sequence[int]) -> float:
+    def seconds(self, kind: Kind, sent: float, calls: int, size: int, near: int) -> float:
         """How long calls of one kind take together.
 
         Args:
             sent: bytes that one rank sends in all of them.
-            members: ranks of the group that they are made in, ascending.
+            size: ranks of the group that they are made in.
+            near: how many of these share a node.
         """
-        size, near = len(members), sum(m // self.node == members[0] // self.node for m in members)
         if size == 1 or not calls:
             return 0.0
-        link = self.inside.of(kind) if near == size or self.across is None else self.across.of(kind)
+        inside = near == size or self.across is None
+        link = self.inside.of(kind) if inside or self.across is None else self.across.of(kind)
         start = calls * (link.latency + (0 if kind == "hop" else link.per_peer * (size - 2)))
-        if near == size or self.across is None:
-            return start + sent / link.bandwidth
-        if kind == "hop":  # all wait for the hop from node to node
+        if inside or kind == "hop":  # hops all wait for the one from node to node
             return start + sent / link.bandwidth
         away = sent * (size - near) / (size - 1)
-        if kind == "all-gather":  # what comes to a node comes once, shared among its ranks' cards
-            away /= near
-        return start + max((sent if kind == "all-gather" else sent - away) / self.inside.of(kind).bandwidth,
-                           away / link.bandwidth)  # fmt: skip
+        if kind == "all-to-all":
+            return start + max((sent - away) / self.inside.all_to_all.bandwidth, away / link.bandwidth)
+        # What comes to a node in an all-gather comes once, over the cards of those who share it.
+        return start + max(sent / self.inside.all_gather.bandwidth, away / near / link.bandwidth)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -163,107 +148,3 @@ def published(inside: str, ranks: int, across: str | None = "ib-ndr", node: int 
             raise ValueError(f"links {name!r}: expected one of {', '.join(FABRICS)}")
     name = inside if across is None or ranks <= node else f"{inside} in nodes of {node}, {across} between"
     return Links(name, ranks, FABRICS[inside], FABRICS[across] if across else None, node)
-
-
-def calibrate(mesh: DeviceMesh, repeats: int = 5) -> Links:
-    """Measure the links of a mesh; all its ranks call this together, and all get the same figures.
-
-    Args:
-        mesh: of one dimension, the ranks of a node; or of two, (nodes, ranks of a node).
-        repeats: of each call, of which the median counts; the slowest rank's.
-    """
-    across = fabric(mesh.get_group(0), mesh.device_type, repeats) if mesh.ndim == 2 else None
-    inside = fabric(mesh.get_group(mesh.ndim - 1), mesh.device_type, repeats)
-    name = f"measured on {mesh.size()} {mesh.device_type} ranks"
-    return Links(name, mesh.size(), inside, across, mesh.size(mesh.ndim - 1), measured=True)
-
-
-def fabric(group: ProcessGroup, device: str, repeats: int = 5) -> Fabric:
-    """Measure one group's links: each kind of call with few bytes and with many."""
-    import torch.distributed as dist
-
-    size, rank = dist.get_world_size(group), dist.get_rank(group)
-    following, previous = (dist.get_global_rank(group, (rank + i) % size) for i in (1, -1))
-
-    def exchange(x: Tensor) -> None:
-        dist.all_to_all_single(torch.empty_like(x), x, group=group)
-
-    def gather(x: Tensor) -> None:
-        dist.all_gather(list(x.new_empty(size, len(x) // size)), x[: len(x) // size], group=group)
-
-    def hop(x: Tensor) -> None:
-        there = dist.P2POp(dist.isend, x, following, group)
-        back = dist.P2POp(dist.irecv, torch.empty_like(x), previous, group)
-        for work in dist.batch_isend_irecv([there, back]):
-            work.wait()
-
-    def measured(call: Callable[[Tensor], None], share: float) -> Link:
-        times = [slowest(timed(call, n, size, device, repeats), group, device) for n in (SMALL, LARGE)]
-        return fitted(times[0], times[1], share * SMALL, share * LARGE)
-
-    others = (size - 1) / size
-    return Fabric(measured(exchange, others), measured(gather, others), measured(hop, 1.0))
-
-
-def fitted(few: float, many: float, small: float, large: float) -> Link:
-    """The line through two measured times of so many bytes, its start not below 0."""
-    slope = max(many - few, 1e-3 * many) / (large - small)
-    return Link(max(0.0, few - slope * small), 1 / slope)
-
-
-def timed(call: Callable[[Tensor], None], size: int, ranks: int, device: str, repeats: int) -> float:
-    """The median time of a call with so many bytes, in seconds."""
-    x = torch.zeros(size // ranks * ranks, dtype=torch.uint8, device=device)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        call(x)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def slowest(seconds: float, group: ProcessGroup, device: str) -> float:
-    """The largest of all ranks' figures, on all of them."""
-    import torch.distributed as dist
-
-    figure = torch.tensor(seconds, dtype=torch.float64, device=device)
-    dist.all_reduce(figure, dist.ReduceOp.MAX, group=group)
-    return float(figure)
-
-
-def cached(path: str | Path, key: str, measure: Callable[[], Links], write: bool = True) -> Links:
-    """Links that a file keeps under a key, measured where it has none.
-
-    Args:
-        key: what they hold for: devices, backend and number of ranks.
-        write: only one rank should.
-
-    Raises:
-        ValueError: the file is no such file.
-    """
-    path = Path(path).expanduser()
-    known = read(path)
-    if key in known:
-        return Links.from_dict(known[key])
-    links = measure()
-    if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({**known, key: links.to_dict()}, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    return links
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A cache file's links; none where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} holds no links ({error}): delete it to measure them again") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds no links: delete it to measure them again")
-    return data

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FRACTIONS = (0.71, 0.63)
-LAUNCHES = 50e-6
+LAUNCHES, HIDDEN = 50e-6, 0.8
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Machine:
         layer: seconds that a layer takes at least, however little it computes: some fifteen kernels one after another.
         traffic: how often a layer reads or writes its tokens outside of products (25 to 60 GB in a pass of Wan-1.3B
             run eagerly is 60 to 140 times).
+        hidden: how much of a transfer beside which something is computed costs nothing: the rest is what its kernels
+            and its reads take from the computation.
         measured: figures of this very machine, and not assumed ones.
     """
 
@@ -34,11 +36,19 @@ class Machine:
     memory: float
     layer: float = LAUNCHES
     traffic: float = 60.0
+    hidden: float = HIDDEN
     measured: bool = False
 
     def __post_init__(self) -> None:
         if min(self.linears, self.attention, self.hbm, self.memory) <= 0 or min(self.layer, self.traffic) < 0:
             raise ValueError(f"{self}: expected rates and memory above 0, layer and traffic of 0 or more")
+        if not 0 <= self.hidden <= 1:
+            raise ValueError(f"hidden {self.hidden}: expected a share from 0 to 1")
+
+    def exposed(self, transfer: float, computing: float) -> float:
+        """Seconds that a transfer adds to a computation beside which it runs."""
+        beside = min(transfer, computing)
+        return transfer - beside + (1 - self.hidden) * beside
 
 
 def published(name: str, peak: float, hbm: float, memory: float) -> Machine:

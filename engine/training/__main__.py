@@ -82,10 +82,11 @@ def named(actions: ActionSpec, names: list[str]) -> ActionSpec:
     """
     if not names:
         return actions
-    discrete = isinstance(actions, DiscreteActions) and len(names) == actions.n
-    if not discrete and not (isinstance(actions, ContinuousActions) and len(names) == actions.width):
-        raise ValueError(f"action_names {names}: expected one for each of the actions {actions}")
-    return replace(actions, names=tuple(names))
+    if isinstance(actions, DiscreteActions) and len(names) == actions.n:
+        return replace(actions, names=tuple(names))
+    if isinstance(actions, ContinuousActions) and len(names) == actions.width:
+        return replace(actions, names=tuple(names))
+    raise ValueError(f"action_names {names}: expected one for each of the actions {actions}")
 
 
 def make_spec(config: TrainConfig, data: Path) -> WorldSpec:

@@ -44,7 +44,7 @@ def extreme_action(space, rng: np.random.Generator) -> object:
         return {name: extreme_action(part, rng) for name, part in space.spaces.items()}
     if not is_bounded_box(space):
         return random_action(space, rng)
-    choices = np.stack([space.low, neutral_action(space), space.high])
+    choices = np.stack([space.low, np.asarray(neutral_action(space)), space.high])
     return np.take_along_axis(choices, rng.integers(3, size=(1, *space.shape)), 0)[0]
 
 

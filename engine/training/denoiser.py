@@ -247,16 +247,17 @@ def train_denoiser(
 
 def dream_report(denoiser: nn.Module, test: Sequences, codec: AutoEncoder, sheet: Path) -> Metrics:
     """Mean squared latent error of dreams against repeating the last given frame, at growing horizons."""
-    given = 4
+    frames = test.latents.shape[1]
+    given = min(4, frames // 2)
     with autocast(test.latents.device):
         made = dream(denoiser, test, given, seed=0)
     rows: Metrics = {}
-    for horizon in (1, 4, test.latents.shape[1] - given):
+    for horizon in sorted({1, min(4, frames - given), frames - given}):
         now = given + horizon - 1
         error = (made[:, now] - test.latents[:, now]).square().mean()
         still = (test.latents[:, given - 1] - test.latents[:, now]).square().mean()
         rows[f"gain_{horizon}"] = float(10 * torch.log10(still / error))
     pictures = torch.stack([test.latents[:3], made[:3]], 1).flatten(0, 1)  # real above dreamed, three times
-    frames = to_frames(codec.reconstruct(pictures.flatten(0, 1)))
-    write_sheet(sheet, frames.cpu().numpy(), columns=test.latents.shape[1], scale=1)
+    shown = to_frames(codec.reconstruct(pictures.flatten(0, 1)))
+    write_sheet(sheet, shown.cpu().numpy(), columns=frames, scale=1)
     return rows

@@ -90,17 +90,7 @@ def write_midway(path: Path, shards: Shards, count: int, frames: int) -> None:
     Raises:
         ValueError: no episode has that many frames, and one more.
     """
-    valid = shards.column("valid").astype(bool)
-    lengths = np.diff(shards.starts)
-    first = np.repeat(shards.starts[:-1], lengths)
-    last = np.repeat(shards.starts[1:] - 1 - ~valid[shards.starts[1:] - 1], lengths)
-    here = np.arange(len(shards))
-    found = (here - first >= frames - 1) & (here < last)
-    if not found.any():
-        raise ValueError(f"no episode has {frames + 1} frames to start amid: lower --start-frames")
-    eventful = np.flatnonzero(found & before_events(shards, SHORTLY))
-    apart = min(count // 2, len(eventful))
-    chosen = np.concatenate([spread(np.flatnonzero(found), count - apart), spread(eventful, apart)])
+    chosen = moments_of(shards, count, frames)
     rows = chosen[:, None] + np.arange(1 - frames, 1)
     actions = action_spec(shards.metadata["actions"]).encode_rows(shards.column("actions"))[rows]
     actions[:, 0] = 0
@@ -114,6 +104,21 @@ def write_midway(path: Path, shards: Shards, count: int, frames: int) -> None:
         variables=shards.column("variables")[rows],
     )
     os.replace(temporary, path)
+
+
+def moments_of(shards: Shards, count: int, frames: int) -> np.ndarray:
+    """The rows of `count` moments, see `write_midway`."""
+    valid = shards.column("valid").astype(bool)
+    lengths = np.diff(shards.starts)
+    first = np.repeat(shards.starts[:-1], lengths)
+    last = np.repeat(shards.starts[1:] - 1 - ~valid[shards.starts[1:] - 1], lengths)
+    here = np.arange(len(shards))
+    found = (here - first >= frames - 1) & (here < last)
+    if not found.any():
+        raise ValueError(f"no episode has {frames + 1} frames to start amid: lower --start-frames")
+    eventful = np.flatnonzero(found & before_events(shards, SHORTLY))
+    apart = min(count // 2, len(eventful))
+    return np.concatenate([spread(np.flatnonzero(found), count - apart), spread(eventful, apart)])
 
 
 def before_events(shards: Shards, within: int) -> np.ndarray:

@@ -37,7 +37,8 @@ class FootageConfig:
     """Turn clips with action logs into training data.
 
     Attributes:
-        height, width: frame size in pixels; clips are resized to it.
+        height: of a frame in pixels; clips are resized to it.
+        width: as height.
         frame_skip: frames of a clip that a step lasts. Every so many-th frame is kept; of a log with a row a frame, a
             step takes the action of most of its rows (of axes the mean) and the sum of their rewards.
         fps: of folders of PNGs; videos say theirs.
@@ -229,10 +230,8 @@ def write_shards(
 class Command:
     """Turn clips with action logs into training data."""
 
-    folder: tyro.conf.Positional[Path]
-    """with clips and logs."""
-    out: tyro.conf.Positional[Path]
-    """where the data goes: `python -m engine.training --data OUT` trains on it."""
+    folder: tyro.conf.Positional[Path]  # with clips and logs
+    out: tyro.conf.Positional[Path]  # where the data goes: `python -m engine.training --data OUT` trains on it
     config: Annotated[FootageConfig, tyro.conf.arg(name="")] = field(default_factory=FootageConfig)
 
 

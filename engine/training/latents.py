@@ -1,18 +1,21 @@
 """Encode a data set once, and draw sequences from it: what the denoiser and the heads train on.
 
-Latents of a split lie beside the run's checkpoints, one file a shard, so encoding goes on where it was killed.
+Latents of a split lie beside the run's checkpoints, one file a shard, so encoding goes on where it was killed. Each
+carries a digest of the codec that made it: one that has been trained on encodes again.
 Knows data and the codec.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 from tqdm import tqdm
 
 from engine.actions import ActionSpec, action_spec
@@ -39,16 +42,29 @@ class Latents:
 def encode_split(codec: AutoEncoder, data: Path, split: str, folder: Path, device: torch.device) -> Latents:
     """Every row of a split, encoded or read back from `folder`."""
     shards, rarity = Shards(data, split), ColourRarity.of(Shards(data, "train")).to(device)
+    made_by = {"codec": digest(codec)}
     parts = []
     for i, path in enumerate(tqdm(shards.paths, desc=f"encode {split}", unit="shard")):
         cached = folder / f"latents-{path.name}"
-        if not cached.exists():
+        if not cached.exists() or read_metadata(cached) != made_by:
             low, high = (int(x) for x in shards.offsets[i : i + 2])
             chunks = [encode(codec, rarity, shards.frames(a, min(a + 64, high)), device) for a in range(low, high, 64)]
-            save_file({k: torch.cat([c[k] for c in chunks]) for k in chunks[0]}, cached.with_suffix(".tmp"))
+            joined = {k: torch.cat([c[k] for c in chunks]) for k in chunks[0]}
+            save_file(joined, cached.with_suffix(".tmp"), metadata=made_by)
             os.replace(cached.with_suffix(".tmp"), cached)
         parts.append(load_file(cached))
     return Latents(torch.cat([p["latents"] for p in parts]), torch.cat([p["rarity"] for p in parts]))
+
+
+def digest(codec: AutoEncoder) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of what a codec encodes by."""
+    state = {k: v for k, v in codec.state_dict().items() if not k.startswith("decoder.")}
+    return hashlib.sha256(save({k: v.cpu().contiguous() for k, v in state.items()})).hexdigest()[:16]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 @torch.no_grad()
