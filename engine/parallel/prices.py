@@ -194,7 +194,7 @@ def memory_bytes(setting: Setting, layout: Layout, shapes: Sequence[Shape], made
     for stream in spec.streams[1:]:
         tokens = max(layout.own) if stream.tokens == s.tokens else stream.tokens
         cache += stream.layers * pages * numbers.page(tokens, stream.heads, stream.width)
-    largest = max(call_bytes(setting, layout, load) for load in made)
+    largest = max((call_bytes(setting, layout, load) for load in made), default=0)
     return setting.weight_bytes + cache + largest + setting.reserved
 
 
