@@ -25,6 +25,7 @@ from engine.kv.view import CausalView
 from engine.schedule import mix
 from inferix_env import worlds
 from inferix_env.env import WorldSimEnv
+from inferix_env.guard import Unguarded
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def split(env: WorldSimEnv, clock: Clock) -> None:
     Of a shallow copy: the engine itself is shared with the other envs.
     """
     sim = env.engine = copy.copy(env.engine)
+    env.guard = Unguarded(sim)
     model = sim.model
     denoise, passes = model.denoiser, len(sim.passes)
     calls = iter(range(10**9))

@@ -63,7 +63,7 @@ def second_opinion(
     """
     if not 0 < level <= 1:
         raise ValueError(f"level {level}: expected a noise level above 0, up to 1")
-    if sim.spec.rollout is not None:
+    if sim.spec.published:
         raise ValueError("published models were distilled for their own noise levels: there is no second opinion")
     again: dict[int, Tensor] = {}
     for rows in alike(sim, before):

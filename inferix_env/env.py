@@ -7,7 +7,7 @@ history, and its last frame is the observation. Knows Gymnasium and, of the engi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ class WorldSimEnv(gym.Env):
     """One world, one step a block.
 
     Observation: the block's last frame, uint8 [H, W, 3], or with `obs="block"` all T of them, [T, H, W, 3].
-    Info: `frames` (all frames of the step), `end_probability` (that it ended, asked before it was dreamed) and
-    `variables` (the world's named numbers, such as health).
+    Info: `frames` (all frames of the step), `end_probability` (that it ended, asked before it was dreamed),
+    `variables` (the world's named numbers, such as health) and, with a `guard`, `uncertainty`.
     Action: one for the step, held over its frames; or, where a step has several, an array with one for each, [K, ...].
 
     With `preset` the world is a published checkpoint, in one of two kinds. Its rewards are 0 and it never ends.
@@ -73,6 +73,11 @@ class WorldSimEnv(gym.Env):
         base: a folder with the checkpoint's VAE and encoders, if they are not beside it.
         codec: "vae" (default), "tiny" or "preview".
         size: (H, W) in pixels; the preset's by default.
+        guard: signals to read off every step, of `inferix_env.guard.SIGNALS` ("renoise", "latent", "action"), which
+            say how far the dream may have left what its world learned: `info["uncertainty"]` has a number for each,
+            0 before the first step. The frames are the same with and without.
+        guard_bound: truncate the episode when a signal exceeds it: a number for the one signal there is, or
+            {signal: bound}.
         extras: further ones of `engine.load` for checkpoints: lora, lora_alpha, numerics, prefer, text_device,
             text_cache.
 
@@ -101,14 +106,17 @@ class WorldSimEnv(gym.Env):
         base: str | Path | None = None,
         codec: str | None = None,
         size: tuple[int, int] | None = None,
+        guard: str | Sequence[str] = (),
+        guard_bound: float | Mapping[str, float] | None = None,
         **extras: Any,
     ):
         check_choice("render_mode", render_mode, (None, *RENDER_MODES))
         common = world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
-        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras)
+        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras, guard, guard_bound)
         self.folder, self.card = self.settings.find()
         self.seats = self.settings.claim(self.folder, num_worlds=1)
         self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
+        self.guard = self.settings.watch(self.folder, self.engine)
         self.render_mode, self.reward_fn = render_mode, reward_fn
         self.metadata = {**type(self).metadata, "render_fps": max(1, round(self.world_spec.fps))}
         self.action_space = space_of(self.world_spec.actions)
@@ -141,16 +149,18 @@ class WorldSimEnv(gym.Env):
         frames = opening.frames
         if frames is None:
             frames = first_blocks([world], self.seats)[0].frames
-        return self._begin(EpisodeState(world, frames, self.settings.horizon, prompt=opening.prompt))
+        return self._begin(
+            EpisodeState(world, frames, self.settings.horizon, prompt=opening.prompt, uncertainty=self.guard.blank)
+        )
 
     def step(self, action: Any):
         """Dream the next block. Returns observation, reward, terminated, truncated, info."""
         state = self._running()
         if state.over:
             raise ResetNeeded("step needs an episode that runs: call reset() first")
-        [block] = self.engine.step([state.world], [condition_of(action, state, self.seats)])
-        reward = block.reward
-        terminated, truncated = state.advance(block, block.frames, prompt_after(action, state))
+        [block], [read] = self.guard.step([state.world], [condition_of(action, state, self.seats)])
+        reward, distrusted = block.reward, self.guard.exceeded(read)
+        terminated, truncated = state.advance(block, block.frames, prompt_after(action, state), read, distrusted)
         self._show(self.frames)
         info = state.info(self.world_spec)
         if self.reward_fn is not None:
@@ -181,7 +191,7 @@ class WorldSimEnv(gym.Env):
         told = Snapshot.decode(value, shape, fewest=1 if self.settings.preset else None)
         world = self.seats.restore(0, told.world)
         self.np_random = told.rng
-        return self._begin(EpisodeState(world, told.frames, **told.episode))
+        return self._begin(EpisodeState(world, told.frames, **{"uncertainty": self.guard.blank, **told.episode}))
 
     def fork(self, seed: int | None = None) -> WorldSimEnv:
         """Another env in the same state, on the same engine, sharing history until the two diverge.

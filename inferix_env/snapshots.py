@@ -41,7 +41,8 @@ class Snapshot:
     def of(cls, state: EpisodeState, world: bytes, rng: np.random.Generator) -> Snapshot:
         """The snapshot of an episode whose world the engine has turned into bytes."""
         frames = state.frames if isinstance(state.frames, np.ndarray) else state.frames.cpu().numpy()
-        names = ("horizon", "steps", "end_probability", "over", *(["prompt"] if state.prompt is not None else []))
+        given = [name for name in ("prompt", "uncertainty") if getattr(state, name) is not None]
+        names = ("horizon", "steps", "end_probability", "over", *given)
         return cls(world, frames, rng, {name: getattr(state, name) for name in names})
 
     def encode(self) -> bytes:

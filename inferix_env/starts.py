@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from PIL import Image, UnidentifiedImageError
 
 from engine import Start, WorldSpec, check_start
 from inferix_env import worlds
+from inferix_env.midway import Moments, moments
 from inferix_env.openings import Opening
 
-OPTIONS = ("start", "frames", "actions", "variables", "image")
+OPTIONS = ("start", "starts", "frames", "actions", "variables", "image")
+# Where shipped starts lie in their episodes.
+POOLS = ("openings", "midway")
 
 
 class Starts:
@@ -32,9 +36,10 @@ def make_start(options: Mapping[str, Any], folder: Path, spec: WorldSpec, rng: n
     """Where the next episode begins.
 
     Args:
-        options: {} draws a shipped start with `rng`; {"start": i} takes the i-th; {"frames": uint8 [K, H, W, 3],
-            "actions": K - 1 actions} continues from footage; {"image": path} from one picture. With footage or a
-            picture, {"variables": {name: value}} sets the named variables as they stand at its last frame.
+        options: {} draws a shipped start with `rng`; {"start": i} takes the i-th. Those are openings of episodes;
+            {"starts": "midway"} has moments amid them instead, drawn or the i-th. {"frames": uint8 [K, H, W, 3],
+            "actions": K - 1 actions} continues from footage; {"image": path} from one picture. Beside any of them
+            {"variables": {name: value}} sets named variables as they stand at its last frame.
 
     Raises:
         ValueError: unknown or contradictory options, or values that do not fit the world.
@@ -42,26 +47,35 @@ def make_start(options: Mapping[str, Any], folder: Path, spec: WorldSpec, rng: n
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise ValueError(f"reset options {unknown}: expected some of {list(OPTIONS)}, or 'snapshot'")
-    if sum(key in options for key in ("start", "frames", "image")) > 1:
-        raise ValueError(f"reset options {sorted(options)}: give one of start, frames and image")
+    given = [key for key in ("start", "starts", "frames", "image") if key in options]
+    if len(given) > 1 and given != ["start", "starts"]:
+        raise ValueError(f"reset options {sorted(options)}: give one of start (or starts), frames and image")
     if "frames" in options:
         start = from_footage(options, folder, spec)
     elif "image" in options:
         start = from_image(options, folder, spec)
     else:
-        start = from_shipped(options.get("start"), folder, spec, rng)
+        start = from_shipped(options.get("start"), options.get("starts", "openings"), folder, rng)
+        if "variables" in options:
+            start = replace(start, variables=named_rows(options["variables"], start.variables, spec))
     check_start(start, spec)
     return start
 
 
-def from_shipped(index: Any, folder: Path, spec: WorldSpec, rng: np.random.Generator) -> Start:
-    frames, actions, variables = worlds.starts(folder)
-    drawn = int(rng.integers(len(frames)))  # drawn even where an index is given: the same draws follow
+def from_shipped(index: Any, pool: Any, folder: Path, rng: np.random.Generator) -> Start:
+    """A start of one of the POOLS, the i-th or drawn."""
+    if pool not in POOLS:
+        raise ValueError(f"starts {pool!r}: expected one of {list(POOLS)}")
+    shipped = moments(folder) if pool == "midway" else worlds.starts(folder)
+    count = len(shipped) if isinstance(shipped, Moments) else len(shipped[0])
+    drawn = int(rng.integers(count))  # drawn even where an index is given: the same draws follow
     if index is None:
         index = drawn
-    if not isinstance(index, int | np.integer) or not 0 <= index < len(frames):
-        raise ValueError(f"start {index!r}: expected an integer from 0 to {len(frames) - 1}")
-    return Start(frames[index], actions[index], variables[index])
+    if not isinstance(index, int | np.integer) or not 0 <= index < count:
+        raise ValueError(f"start {index!r}: expected an integer from 0 to {count - 1}")
+    if isinstance(shipped, Moments):
+        return shipped.start(int(index))
+    return Start(*(column[index] for column in shipped))
 
 
 def from_footage(options: Mapping[str, Any], folder: Path, spec: WorldSpec) -> Start:
@@ -100,14 +114,19 @@ def no_actions(count: int, spec: WorldSpec) -> np.ndarray:
 
 def variable_rows(options: Mapping[str, Any], count: int, folder: Path, spec: WorldSpec) -> np.ndarray:
     """Raw variables [count, V]: as given, by name, or as the shipped starts have them."""
-    given = options.get("variables", {})
+    usual = worlds.starts(folder)[2][0, 0] if spec.variables else np.zeros(0)
+    return named_rows(options.get("variables", {}), np.tile(usual, (count, 1)), spec)
+
+
+def named_rows(given: Any, rows: np.ndarray, spec: WorldSpec) -> np.ndarray:
+    """Raw variables [K, V], those that are given by name in place of their columns."""
     names = [v.name for v in spec.variables]
     if not isinstance(given, Mapping) or set(given) - set(names):
         raise ValueError(f"variables {given!r}: expected a mapping with some of the names {names}")
-    usual = worlds.starts(folder)[2][0, 0] if names else np.zeros(0)
-    row = [given.get(name, float(usual[i])) for i, name in enumerate(names)]
+    made = np.array(rows, np.float64)
     try:
-        columns = [np.broadcast_to(np.asarray(value, np.float64), count) for value in row]
+        for name, value in given.items():
+            made[:, names.index(name)] = np.broadcast_to(np.asarray(value, np.float64), len(rows))
     except ValueError:
-        raise ValueError(f"variables {given!r}: expected a number, or {count} of them, for each name") from None
-    return np.stack(columns, axis=1) if columns else np.zeros((count, 0))
+        raise ValueError(f"variables {given!r}: expected a number, or {len(rows)} of them, for each name") from None
+    return made

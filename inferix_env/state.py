@@ -30,6 +30,7 @@ class EpisodeState:
         end_probability: of the last step, asked before it was dreamed.
         over: terminated or truncated.
         prompt: the one that holds; None where the world reads none.
+        uncertainty: what a guard read off the last step, by signal; None where nothing is read.
     """
 
     world: World
@@ -39,13 +40,22 @@ class EpisodeState:
     end_probability: float = 0.0
     over: bool = False
     prompt: str | None = None
+    uncertainty: dict[str, float] | None = None
 
-    def advance(self, block: Block, frames: Frames, prompt: str | None) -> tuple[bool, bool]:
+    def advance(
+        self,
+        block: Block,
+        frames: Frames,
+        prompt: str | None,
+        uncertainty: dict[str, float] | None = None,
+        distrusted: bool = False,
+    ) -> tuple[bool, bool]:
         """Count a step that made `block`, whose frames come as the env shows them, under a prompt: terminated,
-        truncated."""
+        truncated. A step that a guard distrusts is the last one."""
         self.frames, self.end_probability, self.prompt = frames, block.end_probability, prompt
+        self.uncertainty = uncertainty
         self.steps += 1
-        truncated = self.horizon is not None and self.steps >= self.horizon
+        truncated = distrusted or (self.horizon is not None and self.steps >= self.horizon)
         self.over = block.terminated or truncated
         return block.terminated, truncated
 
@@ -54,10 +64,12 @@ class EpisodeState:
         return self.frames[-1] if obs == "frame" else filled(self.frames, count)
 
     def info(self, spec: WorldSpec) -> dict[str, Any]:
-        """What Gymnasium calls info: `frames`, `end_probability`, `variables`, and a text world's `prompt`."""
+        """What Gymnasium calls info: `frames`, `end_probability`, `variables`, a text world's `prompt`, and a
+        guarded world's `uncertainty`."""
         variables = {v.name: float(x) for v, x in zip(spec.variables, self.world.variables, strict=True)}
-        info = {"frames": self.frames, "end_probability": self.end_probability, "variables": variables}
-        return info if self.prompt is None else {**info, "prompt": self.prompt}
+        info: dict[str, Any] = {"frames": self.frames, "end_probability": self.end_probability, "variables": variables}
+        info |= {} if self.prompt is None else {"prompt": self.prompt}
+        return info if self.uncertainty is None else {**info, "uncertainty": dict(self.uncertainty)}
 
 
 def filled(frames: Frames, count: int) -> Frames:

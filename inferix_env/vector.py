@@ -66,8 +66,8 @@ class WorldSimVectorEnv(VectorEnv):
         tensors: observations, rewards (float32), terminations, truncations and the frames in infos are torch tensors
             on the engine's device, which pictures never leave. `reward_fn` is given tensors too.
         world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype, preset,
-            prompt, image, base, codec, size, extras: as for `WorldSimEnv`; `reward_fn` is asked world by world. With
-            `deterministic=False` a world's numbers depend, to rounding, on those beside it.
+            prompt, image, base, codec, size, guard, guard_bound, extras: as for `WorldSimEnv`; `reward_fn` is asked
+            world by world. With `deterministic=False` a world's numbers depend, to rounding, on those beside it.
 
     Raises:
         ValueError: an argument names nothing this machine or package has.
@@ -97,18 +97,21 @@ class WorldSimVectorEnv(VectorEnv):
         base: str | Path | None = None,
         codec: str | None = None,
         size: tuple[int, int] | None = None,
+        guard: str | Sequence[str] = (),
+        guard_bound: float | Mapping[str, float] | None = None,
         **extras: Any,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs {num_envs}: expected at least 1")
         check_choice("render_mode of a vector env", render_mode, (None, *RENDER_MODES))
         common = world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
-        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras)
+        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras, guard, guard_bound)
         self.num_envs, self.render_mode, self.reward_fn = num_envs, render_mode, reward_fn
         self.autoreset_mode = autoreset_mode_of(autoreset_mode)
         self.folder, self.card = self.settings.find()
         self.seats = self.settings.claim(self.folder, num_worlds=num_envs)
         self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
+        self.guard = self.settings.watch(self.folder, self.engine)
         self.columns = DeviceTensors(self.engine.model.device) if tensors else HostArrays()
         self.frames_per_step = self.world_spec.block * self.engine.model.codec.frames_per_latent
         self.openings = self.settings.openings(self.folder, self.seats, self.frames_per_step)
@@ -161,10 +164,10 @@ class WorldSimVectorEnv(VectorEnv):
         rows = rows_of(actions, self.world_spec.actions, self.num_envs)
         conditions = conditions_of(rows, states, self.seats, moving)
         beginnings = {i: self._beginning(i, None, {}) for i in over}
-        blocks = self.engine.step([states[i].world for i in moving], conditions) if moving else []
+        blocks, read = self.guard.step([states[i].world for i in moving], conditions) if moving else ([], [])
         outcome = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), np.bool_)
-        for i, block, frames in zip(moving, blocks, self.columns.pictures(blocks), strict=True):
-            for column, value in zip(outcome, self._advance(states[i], rows[i], block, frames), strict=True):
+        for i, block, frames, signals in zip(moving, blocks, self.columns.pictures(blocks), read, strict=True):
+            for column, value in zip(outcome, self._advance(states[i], rows[i], block, frames, signals), strict=True):
                 column[i] = value
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
@@ -244,14 +247,20 @@ class WorldSimVectorEnv(VectorEnv):
         rng, source = beginning
         if isinstance(source, Snapshot):
             world = self.seats.restore(i, source.world)
-            return EpisodeState(world, self.columns.shown(source.frames), **source.episode)
+            return EpisodeState(
+                world, self.columns.shown(source.frames), **{"uncertainty": self.guard.blank, **source.episode}
+            )
         world = self.seats.open(i, source.start, int(rng.integers(2**63)))
         frames = np.zeros((0, *self.world_spec.frame, 3), np.uint8) if source.frames is None else source.frames
-        return EpisodeState(world, self.columns.shown(frames), self.settings.horizon, prompt=source.prompt)
+        state = EpisodeState(world, self.columns.shown(frames), self.settings.horizon, prompt=source.prompt)
+        return replace(state, uncertainty=self.guard.blank)
 
-    def _advance(self, state: EpisodeState, action: Any, block: Block, frames: Any) -> tuple[float, bool, bool]:
+    def _advance(
+        self, state: EpisodeState, action: Any, block: Block, frames: Any, read: dict[str, float] | None
+    ) -> tuple[float, bool, bool]:
         """Reward, terminated and truncated of one world's step."""
-        terminated, truncated = state.advance(block, frames, prompt_after(action, state))
+        distrusted = self.guard.exceeded(read)
+        terminated, truncated = state.advance(block, frames, prompt_after(action, state), read, distrusted)
         if self.reward_fn is None:
             return block.reward, terminated, truncated
         reward, ends = judged(self.reward_fn, frames, action, state.info(self.world_spec))

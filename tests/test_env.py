@@ -154,7 +154,7 @@ BAD_OPTIONS = [
     ({"begin": 1}, "begin.*expected some of"),
     ({"start": 4}, "expected an integer from 0 to 3"),
     ({"start": "first"}, "expected an integer"),
-    ({"start": 0, "image": "x.png"}, "one of start, frames and image"),
+    ({"start": 0, "image": "x.png"}, r"one of start \(or starts\), frames and image"),
     ({"image": "nowhere.png"}, "cannot be read"),
     ({"frames": np.zeros((2, 32, 32, 3), np.uint8)}, "0 actions for 2 frames"),
     ({"frames": np.zeros((1, 16, 32, 3), np.uint8)}, r"expected uint8 \[K, \*\[32, 32, 3\]\]"),

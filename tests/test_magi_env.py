@@ -112,9 +112,9 @@ def test_without_special_tokens_prompts_stand_alone_and_one_is_told(world, tmp_p
     away.mkdir()
     for name in ("inference_weight.distill", "tiny_config.json"):
         (away / name).symlink_to(world["world"] / name)
-    with pytest.warns(UserWarning, match="special_tokens.npz"):
+    with pytest.warns(UserWarning, match=r"special_tokens\.npz"):
         env = WorldSimEnv(**{**bare, "world": away})
-    with pytest.raises(ValueError, match="prompts need t5/t5-v1_1-xxl/config.json"):
+    with pytest.raises(ValueError, match=r"prompts need t5/t5-v1_1-xxl/config\.json"):
         env.reset(options={"prompt": "rain"})
     env.close()
 
