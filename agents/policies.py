@@ -1,4 +1,4 @@
-"""Simple policies: random, sticky, scripted. What plays when no one learns.
+"""Policies: random, sticky, scripted, trained. What plays when no one learns.
 
 A policy is a callable `policy(observation) -> action` with `reset(seed)`, called before each episode: same seed, same
 actions. Each draws from its own copy of the action space, so the env's own generators are left alone. Knows Gymnasium
@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 
-from inferix_env.scripts import actions_of, load_script
+from agents.driver import Driver
+from agents.replay import RecordedPolicy
+from agents.trained import load_policy as load_policy
+from agents.trained import make_trained, world_behind
+from inferix_env.scripts import actions_of, load_script, words_of
 
-KNOWN = 'random, sticky, sticky:0.8, script:"right*8, left*8, noop*4", script:PATH.jsonl'
+KNOWN = (
+    'random, sticky, sticky:0.8, script:"right*8, left*8, noop*4", script:PATH.jsonl, recorded:LOG.jsonl, trained, '
+    "trained:PATH, driver (of CarRacing)"
+)
 # Beside a seed: an env seeded with the same number draws from another stream.
 STREAM = 1
 
@@ -91,8 +99,12 @@ class ScriptPolicy:
         return self.script[(self.step - 1) % len(self.script)]
 
 
-def make_policy(text: str, env: gym.Env) -> Policy:
+def make_policy(text: str, env: gym.Env, world: str | Path | None = None, greedy: bool | None = None) -> Policy:
     """The policy that a text names, for an env: see KNOWN for what there is.
+
+    Args:
+        world: whose shipped policy "trained" is; by default the env's own.
+        greedy: of a trained policy, see `load_policy`.
 
     Raises:
         ValueError: the text names no policy, or its script does not parse.
@@ -102,10 +114,16 @@ def make_policy(text: str, env: gym.Env) -> Policy:
         return RandomPolicy(env.action_space)
     if text == "sticky":
         return StickyPolicy(env.action_space)
+    if text == "driver":
+        return Driver(env.action_space)
     if name == "sticky":
         return StickyPolicy(env.action_space, parse_stickiness(argument))
     if name == "script" and colon:
-        return ScriptPolicy(load_script(argument, actions_of(env)))
+        return ScriptPolicy(load_script(argument, actions_of(env), words_of(env)))
+    if name == "recorded" and colon:
+        return RecordedPolicy(argument, env.action_space)
+    if name == "trained":
+        return make_trained(argument or world or world_behind(env), env, greedy)
     raise ValueError(f"policy {text!r}: expected one of {KNOWN}")
 
 

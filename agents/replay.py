@@ -7,7 +7,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.episodes import VERSIONS, action_from, advance, begin, make_env, read_log
+import gymnasium as gym
+
+from agents.episodes import action_from, advance, begin, make_env
+from inferix_env.logs import VERSIONS, read_log
+
+
+class RecordedPolicy:
+    """Plays the actions of a log, of a rollout or of a person's session, once; the seed changes nothing.
+
+    With the log's own world and seed the episode is the log's own.
+
+    Attributes:
+        finished: whether the log has come to its end.
+
+    Raises:
+        ValueError: the file is no log, holds no step, or an action is none of the space; names the line.
+    """
+
+    def __init__(self, path: str | Path, space: gym.Space):
+        self.actions = [
+            action_at(path, number, line, space) for number, line in enumerate(read_log(path).lines, start=2)
+        ]
+        if not self.actions:
+            raise ValueError(f"log {str(path)!r} holds no step")
+        self.step = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= len(self.actions)
+
+    def reset(self, seed: int) -> None:
+        self.step = 0
+
+    def __call__(self, observation: Any) -> Any:
+        self.step += 1
+        return self.actions[self.step - 1]
 
 
 def replay(path: Path, options: Mapping[str, Any]) -> tuple[int, str | None]:
@@ -15,7 +50,7 @@ def replay(path: Path, options: Mapping[str, Any]) -> tuple[int, str | None]:
 
     Args:
         path: a log that a rollout wrote.
-        options: `world`, `num_steps`, `device`, in place of what the log says of them.
+        options: arguments of the env, such as `world`, in place of what the log says of them.
 
     Returns:
         How many steps were equal, and what first differed, None if nothing did.
@@ -23,16 +58,17 @@ def replay(path: Path, options: Mapping[str, Any]) -> tuple[int, str | None]:
     Raises:
         ValueError: the file is no log, or its env cannot be made.
     """
-    header, lines = read_log(path)
+    log = read_log(path)
+    header, lines = log.header, log.lines
     env = make_env(header["env"], {**header["make"], **options})
     try:
-        actions = [action_at(path, number, line, env) for number, line in enumerate(lines, start=2)]
+        actions = [action_at(path, number, line, env.action_space) for number, line in enumerate(lines, start=2)]
         _, episode = begin(env, header["seed"], {})
-        if episode.header["sha256"] != header["sha256"]:
+        if episode.log.header["sha256"] != header["sha256"]:
             return 0, explain(path, 1, ["sha256"], header)
         for number, (line, action) in enumerate(zip(lines, actions, strict=True), start=2):
             advance(env, action, episode)
-            changed = differing(line, episode.lines[-1])
+            changed = differing(line, episode.log.lines[-1])
             if changed:
                 return number - 2, explain(path, number, changed, header)
             if (line["terminated"] or line["truncated"]) and number <= len(lines):
@@ -42,9 +78,9 @@ def replay(path: Path, options: Mapping[str, Any]) -> tuple[int, str | None]:
     return len(lines), None
 
 
-def action_at(path: Path, number: int, line: Mapping[str, Any], env) -> Any:
+def action_at(path: str | Path, number: int, line: Mapping[str, Any], space: gym.Space) -> Any:
     try:
-        return action_from(line["action"], env.action_space)
+        return action_from(line["action"], space)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: {error}") from None
 

@@ -1,8 +1,9 @@
 """python -m agents.rollout --env ID --policy sticky --episodes 3 --out DIR: play episodes and keep everything.
 
 Each episode becomes episode-000.mp4 (every frame), episode-000.jsonl (one line a step) and episode-000.npz (frames,
-actions, rewards); summary.json stands beside them. Any Gymnasium env that shows pictures will do. The same seed gives
-the same jsonl and npz, bit for bit, and `--replay DIR/episode-000.jsonl` checks that it does.
+actions, rewards); summary.json stands beside them. Any Gymnasium env that shows pictures will do; --world plays a
+world folder, --preset a published checkpoint. The same seed gives the same jsonl and npz, bit for bit, and `--replay
+DIR/episode-000.jsonl` checks that it does.
 """
 
 from __future__ import annotations
@@ -25,49 +26,11 @@ from tqdm import tqdm
 from agents.episodes import Episode, advance, begin, frame_rate, make_env
 from agents.policies import Policy, make_policy
 from agents.replay import replay
+from agents.rollout_settings import Settings
 from inferix_env.record import Recorder, import_av, write_text
 
 OUTPUTS = ("episode-*.mp4", "episode-*.npz", "episode-*.jsonl", "summary.json")
 WATCHABLE = 480  # pixels: small frames are enlarged up to four times, while they stay within this height
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Play episodes in an env.
-
-    Attributes:
-        env: Gymnasium id, or "module:id".
-        world: a world's name or folder, for ids of inferix_env.
-        policy: random, sticky, sticky:0.8, script:"right*8, left*8, noop*4" or script:PATH.jsonl.
-        episodes: how many.
-        seed: of the first episode; each further one takes the next.
-        out: the folder to write.
-        max_steps: an episode is cut there, if the env has not ended it before.
-        num_steps: denoising passes of a step, for ids of inferix_env.
-        device: where the engine runs, for ids of inferix_env.
-        force: replace the episodes that `out` holds.
-        video: write an mp4 of each episode.
-        replay: a log to play again and compare, in place of playing new episodes; writes nothing.
-    """
-
-    env: str = "inferix_env/DoomTakeCover-v0"
-    world: str | None = None
-    policy: str = "sticky"
-    episodes: int = 1
-    seed: int = 0
-    out: Path | None = None
-    max_steps: int = 1000
-    num_steps: int | None = None
-    device: str | None = None
-    force: bool = False
-    video: bool = True
-    replay: Path | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `make_env` is to be told beside the id."""
-        given = {"world": self.world, "num_steps": self.num_steps, "device": self.device}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 class Interrupts:
@@ -117,7 +80,7 @@ def prepare(settings: Settings) -> Rollout:
         raise ValueError(f"--out {out} is not empty: choose another folder, or --force to replace the episodes in it")
     if settings.video:
         import_av()
-    env = make_env(settings.env, settings.options)
+    env = make_env(settings.env_id, settings.options)
     try:
         policy = make_policy(settings.policy, env)
         make_folder(out)
@@ -146,7 +109,7 @@ def run(rollout: Rollout) -> None:
         for index in range(rollout.settings.episodes):
             bar.set_description(f"episode {index + 1} of {rollout.settings.episodes}")
             episode, end = play(rollout, index, bar)
-            if episode.lines:
+            if episode.log.lines:
                 episode.write(stem(rollout, index))
                 rollout.rows.append(row(index, episode, end))
                 write_text(rollout.out / "summary.json", json.dumps(summary(rollout), indent=1) + "\n")
@@ -158,7 +121,7 @@ def play(rollout: Rollout, index: int, bar: tqdm) -> tuple[Episode, str]:
     """Play one episode, its video written on the way; returns it and what ended it."""
     settings, env = rollout.settings, rollout.env
     seed = settings.seed + index
-    about = {"episode": index, "env": settings.env, "make": settings.options, "policy": settings.policy}
+    about = {"episode": index, "env": settings.env_id, "make": settings.options, "policy": settings.policy}
     rollout.policy.reset(seed)
     observation, episode = begin(env, seed, about)
     with make_recorder(rollout, index, episode) as recorder:
@@ -168,7 +131,7 @@ def play(rollout: Rollout, index: int, bar: tqdm) -> tuple[Episode, str]:
             observation = advance(env, rollout.policy(observation), episode)
             rollout.seconds += time.perf_counter() - started
             if recorder:
-                if len(episode.lines) == 1:
+                if len(episode.log.lines) == 1:
                     recorder.add(episode.frames[0])
                 recorder.add(episode.frames[-1])
             bar.update()
@@ -178,11 +141,12 @@ def play(rollout: Rollout, index: int, bar: tqdm) -> tuple[Episode, str]:
 
 def ending(rollout: Rollout, episode: Episode) -> str:
     """What ends the episode after its last step, "" if nothing does."""
-    last = episode.lines[-1]
+    last = episode.log.lines[-1]
     ends = {
         "terminated": last["terminated"],
         "truncated": last["truncated"],
-        "max_steps": len(episode.lines) >= rollout.settings.max_steps,
+        "log_end": getattr(rollout.policy, "finished", False),
+        "max_steps": len(episode.log.lines) >= rollout.settings.max_steps,
         "interrupted": rollout.stop.asked,
     }
     return next((name for name, holds in ends.items() if holds), "")
@@ -203,9 +167,9 @@ def stem(rollout: Rollout, index: int) -> Path:
 
 def row(index: int, episode: Episode, end: str) -> dict[str, Any]:
     """An episode in the summary."""
-    total = sum(line["reward"] for line in episode.lines)
-    length = len(episode.lines)
-    return {"episode": index, "seed": episode.header["seed"], "return": total, "length": length, "end": end}
+    total = sum(line["reward"] for line in episode.log.lines)
+    length = len(episode.log.lines)
+    return {"episode": index, "seed": episode.log.header["seed"], "return": total, "length": length, "end": end}
 
 
 def summary(rollout: Rollout) -> dict[str, Any]:
@@ -213,7 +177,7 @@ def summary(rollout: Rollout) -> dict[str, Any]:
     settings, rows = rollout.settings, rollout.rows
     steps = sum(r["length"] for r in rows)
     return {
-        "env": settings.env,
+        "env": settings.env_id,
         "make": settings.options,
         "policy": settings.policy,
         "seed": settings.seed,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,8 @@ from inferix_env.game_keys import is_game, key_actions
 
 # pygame's key codes for keys that are not single characters (pygame itself is optional).
 KEY_CODES = {"left": 1073741904, "right": 1073741903, "up": 1073741906, "down": 1073741905, "space": 32}
+# Keys of a continuous world that act together.
+MOST_HELD = 3
 # What samples of a prompt are made of. A step takes any characters.
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " "
 # The key that stands for no key, where one has to be down (Matrix-Game's templerun).
@@ -103,12 +106,51 @@ def key_code(name: str) -> int:
 def key_map(card: Mapping[str, Any], actions: ActionSpec) -> dict[tuple[int, ...], Any]:
     """Which held keys mean which action: the card's "keys" ({"left": 1}), or digits for a discrete world.
 
-    Combinations join key names with "+". No key held is the neutral action. A Matrix-Game's are in game_keys.
+    Combinations join key names with "+". No key held is the neutral action. A continuous world's keys are vectors
+    ({"left": [-1, 0, 0]}), and those held together add up; so do those of a world whose actions are keys, which press
+    themselves where they are called as keys are. A Matrix-Game's are in game_keys.
+
+    Raises:
+        ValueError: no such key, or a vector that does not fit the world's actions.
     """
     keys = card.get("keys")
     if keys is None and isinstance(actions, DiscreteActions):
         keys = {str(i): i for i in range(min(actions.n, 10))}
     if keys is None and is_game(actions):
         keys = key_actions(actions, neutral(actions))
+    if keys is None and isinstance(actions, BinaryActions):
+        keys = {name: row for name, row in zip(actions.names, np.eye(actions.n), strict=False) if is_key(name)}
     mapped = {tuple(sorted(key_code(k) for k in combo.split("+"))): action for combo, action in (keys or {}).items()}
+    if isinstance(actions, ContinuousActions | BinaryActions):
+        mapped = summed({codes: key_vector(action, actions) for codes, action in mapped.items()}, actions)
     return {(): neutral(actions), **mapped}
+
+
+def is_key(name: str) -> bool:
+    return name in KEY_CODES or len(name) == 1
+
+
+def key_vector(value: Any, actions: ContinuousActions | BinaryActions) -> np.ndarray:
+    """What a card says that a key does, float32 [A], or int8 [A] of keys.
+
+    Raises:
+        ValueError: it is no action of this world.
+    """
+    try:
+        vector = np.asarray(value, neutral(actions).dtype)
+        actions.encode(vector)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the card's key for {value!r}: {error}; expected {actions.width} numbers") from None
+    return vector
+
+
+def summed(
+    keys: dict[tuple[int, ...], np.ndarray], actions: ContinuousActions | BinaryActions
+) -> dict[tuple[int, ...], np.ndarray]:
+    """Keys alone and up to `MOST_HELD` together: vectors add up to the bounds; a combination given as such stays."""
+    single = [codes[0] for codes in keys if len(codes) == 1]
+    held = (codes for count in range(1, MOST_HELD + 1) for codes in combinations(sorted(single), count))
+    totals = {codes: np.sum([keys[(code,)] for code in codes], axis=0) for codes in held}
+    low, high = (0, 1) if isinstance(actions, BinaryActions) else (actions.low, actions.high)
+    kind = neutral(actions).dtype
+    return {codes: np.clip(total, low, high).astype(kind) for codes, total in totals.items()} | keys

@@ -18,7 +18,9 @@ from inferix_env.env import WorldSimEnv
 from inferix_env.game_keys import is_game
 from inferix_env.outputs import file_scale, open_recorder, world_name
 from inferix_env.play_config import PlayConfig
+from inferix_env.played import Played
 from inferix_env.record import Recorder, write_sheet
+from inferix_env.scripts import parse_script, words_of
 
 HEADLESS_STEPS, PUBLISHED_STEPS = 120, 10
 SHEET, COLUMNS = 24, 6  # pictures of a contact sheet
@@ -68,7 +70,7 @@ def play_headless(env: WorldSimEnv, config: PlayConfig, script: list | None, rea
 
     Args:
         env: a world's env.
-        config: seed, steps, scale and out count.
+        config: seed, steps, scale, out and record count.
         script: actions to take, over and over; by default those of `lively_script`.
         reason: why there is no window, to say so.
 
@@ -81,12 +83,13 @@ def play_headless(env: WorldSimEnv, config: PlayConfig, script: list | None, rea
     script = script or ([""] if config.prompt else lively_script(env, config.seed))
     actions = itertools.islice(itertools.cycle(script), num_steps)
     name = f"{world_name(env)}-{config.seed}"
-    tally = Tally()
+    tally, played = Tally(), Played(env, config, "script")
     recorder = open_recorder(env, config.out / f"{name}.mp4", config.scale)
     try:
         with recorder:
-            run_script(env, tqdm(actions, total=num_steps, unit="step"), config.seed, recorder, tally)
+            run_script(env, tqdm(actions, total=num_steps, unit="step"), config.seed, recorder, tally, played)
     finally:
+        print_log(played)
         if tally.steps and recorder.num_frames:  # an error leaves no clip
             print(recorder.path)
             sheet_scale = min(2, file_scale(env.world_spec.frame))
@@ -94,30 +97,45 @@ def play_headless(env: WorldSimEnv, config: PlayConfig, script: list | None, rea
             print(tally.line())
 
 
-def run_script(env: WorldSimEnv, actions: Iterable, seed: int, recorder: Recorder, tally: Tally) -> None:
+def run_script(
+    env: WorldSimEnv, actions: Iterable, seed: int, recorder: Recorder, tally: Tally, played: Played
+) -> None:
     """Take the actions, and go on with the next seed after an end."""
-    begin_episode(env, seed, recorder)
+    begin_episode(env, seed, recorder, played)
     for action in actions:
         begin = time.perf_counter()
-        _, reward, terminated, truncated, info = env.step(action)
+        outcome = env.step(action)
         tally.seconds += time.perf_counter() - begin
+        _, reward, terminated, truncated, info = outcome
+        played.add(action, outcome)
         recorder.add(info["frames"])
         tally.add(info["frames"][-1], float(reward), terminated or truncated)
         if terminated or truncated:
-            begin_episode(env, seed + tally.ended, recorder)
+            print_log(played)
+            begin_episode(env, seed + tally.ended, recorder, played)
 
 
-def begin_episode(env: WorldSimEnv, seed: int, recorder: Recorder) -> None:
+def print_log(played: Played) -> None:
+    """Write the log of the episode that ran, if there is one, and say where."""
+    path = played.end()
+    if path:
+        tqdm.write(str(path))
+
+
+def begin_episode(env: WorldSimEnv, seed: int, recorder: Recorder, played: Played) -> None:
     """Reset; a block that a published world dreams then, or its picture, goes into the clip."""
     _, info = env.reset(seed=seed)
+    played.begin(seed, info["frames"])
     if env.settings.preset:
         recorder.add(info["frames"])
 
 
 def lively_script(env: WorldSimEnv, seed: int) -> list:
-    """Actions for a world of any kind: each of a discrete one's but the neutral one in turn, prompts, what a
-    Matrix-Game's single keys do, else random ones."""
+    """Actions for a world of any kind: its card's "script"; or each of a discrete one's but the neutral one in turn,
+    prompts, what a Matrix-Game's single keys do, else random ones."""
     actions = env.world_spec.actions
+    if "script" in env.card:
+        return parse_script(env.card["script"], actions, words_of(env))
     holds: tuple[int, ...] = HOLDS
     if isinstance(actions, TextActions):
         return [action for prompt in PROMPTS for action in (prompt, "", "")]

@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from engine import ActionSpec, DictActions, DiscreteActions, TextActions
+import numpy as np
+
+from engine import ActionSpec, BinaryActions, ContinuousActions, DictActions, DiscreteActions, TextActions
 from inferix_env.game_keys import is_game, label
 
 # What a key does, unless the world takes it for itself; the second key then still does it.
@@ -93,7 +95,7 @@ def rows_of_help(
     """(names of keys, what they do): the world's actions, then the session's commands."""
     acts: dict[str, list[str]] = {}
     for codes, action in keymap.items():
-        if len(codes) == 1 or not is_game(actions):
+        if len(codes) == 1 or not (is_game(actions) or isinstance(actions, ContinuousActions | BinaryActions)):
             acts.setdefault(deed(action, actions), []).extend(names[code] for code in codes)
     first = {command: key for key, command in reversed(commands.items())}
     rows = [(keys, text) for text, keys in acts.items() if keys]
@@ -107,7 +109,18 @@ def deed(action: Any, actions: ActionSpec) -> str:
     """What an action does, in words."""
     if is_game(actions):
         return label(action, actions)
+    if isinstance(actions, ContinuousActions):
+        return amounts(action, actions)
+    if isinstance(actions, BinaryActions):
+        return ", ".join(name for name, down in zip(actions.names, action, strict=False) if down) or "none"
     return actions.names[action] if isinstance(actions, DiscreteActions) and actions.names else f"action {action}"
+
+
+def amounts(action: Any, actions: ContinuousActions) -> str:
+    """A vector in words, without its zeros: "steer -1, gas 0.5"."""
+    names = actions.names or [f"[{i}]" for i in range(actions.width)]
+    moved = (f"{name} {value:+g}" for name, value in zip(names, np.asarray(action).tolist(), strict=True) if value)
+    return ", ".join(moved) or "none"
 
 
 def mouse_part(actions: ActionSpec) -> bool:

@@ -15,7 +15,7 @@ from inferix_env.env import WorldSimEnv
 from inferix_env.headless import play_headless
 from inferix_env.outputs import world_name
 from inferix_env.play_config import PlayConfig, check
-from inferix_env.scripts import load_script
+from inferix_env.scripts import load_script, words_of
 from inferix_env.session import Session
 
 
@@ -55,10 +55,10 @@ def play(config: PlayConfig) -> None:
     """
     check(config)
     reason = why_no_window(config)
-    device = config.device or ("cuda" if config.preset and has_cuda() else "cpu")
-    env = WorldSimEnv(config.world, device, config.dtype, config.num_steps, **config.published)
+    options = {"device": "cuda", **config.options} if config.preset and has_cuda() else config.options
+    env = WorldSimEnv(**options)
     try:
-        script = load_script(config.script, env.world_spec.actions) if config.script else None
+        script = load_script(config.script, env.world_spec.actions, words_of(env)) if config.script else None
         if reason:
             play_headless(env, config, script, reason)
         else:

@@ -2,6 +2,8 @@
 
     right*12, noop*4, 2          a discrete world: names (any case) or integers, each held for a number of steps
     (0.1,-0.2)*4                 a continuous one: one number for each part of the vector
+    steer(-0.5), left+gas*8      or its numbers by their names, `gas` alone for as much as there is; and the world's
+                                 keys by theirs, as the viewer takes them
     w+look(+0.1,0)*4, w*12       several named parts at once: a discrete part is set to 1, or to `move(2)`;
                                  parts that an item does not name are neutral
     forward+left*12, mouse(0,0.1)*4   keys by their names, each pressed
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +24,46 @@ import gymnasium as gym
 import numpy as np
 
 from engine import ActionSpec, BinaryActions, ContinuousActions, DictActions, DiscreteActions, TextActions
-from inferix_env.script_items import check, index_of, listed, parse_action, pieces, refuse
+from inferix_env.script_items import Script, check, parse_action, pieces
+from inferix_env.script_words import index_of, listed, words_of_world
 
 LONGEST = 1_000_000
 
 
-def load_script(script: str | Path, actions: ActionSpec) -> list:
+def load_script(script: str | Path, actions: ActionSpec, words: Mapping[str, Any] | None = None) -> list:
     """Actions from a script's text, or from a file where `script` is a Path or ends in ".jsonl".
+
+    Args:
+        words: further words that a text may use, and their actions; see `words_of`.
 
     Raises:
         ValueError: as `parse_script` and `read_jsonl_script` do.
     """
     if isinstance(script, Path) or script.strip().endswith(".jsonl"):
         return read_jsonl_script(script, actions)
-    return parse_script(script, actions)
+    return parse_script(script, actions, words)
 
 
-def parse_script(text: str, actions: ActionSpec) -> list:
+def parse_script(text: str, actions: ActionSpec, words: Mapping[str, Any] | None = None) -> list:
     """Actions of a comma-separated script, one for each step.
 
     Raises:
         ValueError: the text does not parse; shows it with a caret where it fails, and lists what is known.
     """
-    script: list = []
+    script = Script(text, actions, words or {})
+    made: list = []
     quotes = isinstance(actions, TextActions)
     for at, item in pieces(text, 0, ",", quotes):
         body = next(pieces(item, 0, "*", quotes))[1]
         count = item[len(body) + 1 :]
-        repeats = parse_count(text, at + len(body) + 1, count, actions) if len(body) < len(item) else 1
+        repeats = parse_count(script, at + len(body) + 1, count) if len(body) < len(item) else 1
         start = at + len(body) - len(body.lstrip())
         if not body.strip():
-            refuse(text, start, "expected an action here", actions)
-        if len(script) + repeats > LONGEST:
-            refuse(text, start, f"a script holds at most {LONGEST} actions", actions)
-        script += [parse_action(text, start, body.strip(), actions)] * repeats
-    return script
+            script.refuse(start, "expected an action here")
+        if len(made) + repeats > LONGEST:
+            script.refuse(start, f"a script holds at most {LONGEST} actions")
+        made += [parse_action(script, start, body.strip())] * repeats
+    return made
 
 
 def read_jsonl_script(path: str | Path, actions: ActionSpec) -> list:
@@ -98,6 +106,12 @@ def actions_of(env: gym.Env) -> ActionSpec:
     return spec.actions if spec is not None else spec_of_space(env.action_space)
 
 
+def words_of(env: gym.Env) -> dict[str, Any]:
+    """What a world's keys are called, and the action of each; {} for envs that are no worlds."""
+    world: Any = env.unwrapped
+    return words_of_world(world.card, world.world_spec.actions) if hasattr(world, "world_spec") else {}
+
+
 def spec_of_space(space: gym.Space) -> ActionSpec:
     """The spec of Discrete (from 0), one-dimensional Box and Dict spaces; ValueError for any other."""
     if isinstance(space, gym.spaces.Discrete) and space.start == 0:
@@ -109,10 +123,10 @@ def spec_of_space(space: gym.Space) -> ActionSpec:
     raise ValueError(f"action space {space}: scripts know Discrete from 0, Box of one dimension, and Dict of these")
 
 
-def parse_count(text: str, at: int, count: str, actions: ActionSpec) -> int:
+def parse_count(script: Script, at: int, count: str) -> int:
     at += len(count) - len(count.lstrip())
     if not re.fullmatch(r"[0-9]{1,9}", count.strip()) or int(count) < 1:
-        refuse(text, at, f"count {count.strip()!r}: expected a whole number from 1", actions)
+        script.refuse(at, f"count {count.strip()!r}: expected a whole number from 1")
     return int(count)
 
 

@@ -50,3 +50,36 @@ class MovingSquare(gym.Env):
 
 
 gym.register("tests/MovingSquare-v0", entry_point="tests.synthetic:MovingSquare", max_episode_steps=40)
+
+
+class Slider(gym.Env):
+    """Box [-1, 1] x [0, 1]: where a bar goes, and how bright it gets. The picture is the observation.
+
+    It fades in over the first four frames, and every picture is drawn in the same array, as some games do.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+        self.action_space = gym.spaces.Box(np.float32([-1, 0]), np.float32([1, 1]))
+        self.observation_space = gym.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+        self.screen = np.zeros((SIZE, SIZE, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.light, self.age = float(self.np_random.uniform(8, 20)), 0.0, 0
+        return self.render(), {}
+
+    def step(self, action):
+        self.x, self.light = float(np.clip(self.x + 2 * action[0], 0, SIZE - 4)), float(action[1])
+        self.age += 1
+        return self.render(), self.light, False, False, {}
+
+    def render(self):
+        self.screen[:] = 60 * min(self.age, 4) // 4
+        self.screen[:, round(self.x) : round(self.x) + 4] = 100 + round(155 * self.light)
+        return self.screen
+
+
+gym.register("tests/Slider-v0", entry_point="tests.synthetic:Slider", max_episode_steps=30)

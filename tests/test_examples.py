@@ -121,3 +121,41 @@ def test_forks_of_a_world_without_a_list_of_actions_need_some(tmp_path):
         fork_and_compare.main(looking)
     futures = fork_and_compare.main(looking, ("(1,0)", "(-1,0)*2, noop"), steps=3, out=tmp_path / "futures.png")
     assert not np.array_equal(futures[0], futures[1])
+
+
+@pytest.fixture(scope="module")
+def larger_world(tmp_path_factory):
+    """SB3's convolutions take no picture below 36 x 36."""
+    return str(make_world(tmp_path_factory.mktemp("world"), frame=(48, 64)))
+
+
+def test_sb3_learns_on_envs_that_share_an_engine(larger_world, tmp_path, capsys):
+    pytest.importorskip("stable_baselines3", exc_type=ImportError)
+    from examples import sb3
+
+    learner = sb3.main("inferix_env/World-v0", larger_world, 2, steps=32, rollout=16, out=tmp_path / "agent.zip")
+    single = learner.get_env().venv.envs
+    assert len({id(env.unwrapped.engine) for env in single}) == 1
+    assert learner.observation_space.shape == (3, 48, 64)
+    assert learner.num_timesteps == 32
+    again = sb3.PPO.load(tmp_path / "agent.zip", device="cpu")
+    assert all((a == b).all() for a, b in zip(learner.policy.parameters(), again.policy.parameters(), strict=True))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "32 steps" in last
+    assert "mean return" in last  # episodes of this world end within steps
+
+
+def test_torchrl_collects(ending_world, capsys):
+    pytest.importorskip("torchrl", exc_type=ImportError)
+    from examples import torchrl_collector
+
+    def collected(seed: int) -> float:
+        return torchrl_collector.main("inferix_env/World-v0", ending_world, steps=40, batch=20, seed=seed)
+
+    first = collected(0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all("'pixels': (2, 10, 32, 32, 3), 'action': (2, 10, 3)" in line for line in lines)
+    assert not all(line.endswith("ends 0") for line in lines)
+    assert collected(0) == first
+    assert collected(1) != first

@@ -1,4 +1,4 @@
-"""Learners as they are: Stable-Baselines3 on single envs, a CleanRL-style loop on the vector env."""
+"""Learners as they are: Stable-Baselines3 and TorchRL on single envs, a CleanRL-style loop on the vector env."""
 
 from __future__ import annotations
 
@@ -30,6 +30,28 @@ def test_stable_baselines3_learns_on_envs_that_share_one_engine(endless):
     assert learner.num_timesteps >= 300
     assert {episode["l"] for episode in learner.ep_info_buffer} == {10}
     assert any(not torch.equal(a, b) for a, b in zip(before, learner.policy.parameters(), strict=True))
+
+
+def test_torchrl_takes_the_env_as_it_is(endless):
+    pytest.importorskip("torchrl", exc_type=ImportError)
+    from torchrl.collectors import Collector
+    from torchrl.envs import GymEnv, SerialEnv
+    from torchrl.envs.utils import RandomPolicy, check_env_specs
+
+    def make() -> GymEnv:
+        return GymEnv("inferix_env/World-v0", world=str(endless), max_episode_steps=5)
+
+    check_env_specs(make())
+    envs = SerialEnv(3, make)
+    envs.set_seed(0)
+    collector = Collector(envs, RandomPolicy(envs.action_spec), frames_per_batch=60, total_frames=120)
+    for data in collector:
+        assert data["pixels"].shape == (3, 20, 32, 32, 3)
+        assert data["next", "truncated"].sum() == 3 * 4
+        assert not data["next", "terminated"].any()
+        chained = ~data["next", "done"][:, :-1, 0]
+        assert torch.equal(data["next", "pixels"][:, :-1][chained], data["pixels"][:, 1:][chained])
+    collector.shutdown()
 
 
 class Policy(nn.Module):

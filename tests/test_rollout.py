@@ -12,8 +12,10 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 
 from agents import rollout
-from agents.episodes import action_from, columns, plain
+from agents.episodes import action_from, columns
 from agents.policies import RandomPolicy, ScriptPolicy, StickyPolicy, make_policy
+from engine import ContinuousActions
+from inferix_env.logs import plain
 from tests.worlds import make_world
 
 SPACES = [
@@ -388,3 +390,33 @@ def test_a_failure_on_the_way_keeps_finished_episodes(play, tmp_path, monkeypatc
     assert "error: action 99" in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["episode-000.jsonl", "episode-000.mp4", "episode-000.npz", "summary.json"]
+
+
+def test_a_guards_signal_is_logged_and_may_cut_an_episode(play, tmp_path, capsys):
+    assert play("out", "--no-video", "--guard", "renoise") == 0
+    lines = read(tmp_path / "out/episode-000.jsonl")[1:]
+    doubts = [line["uncertainty"]["renoise"] for line in lines]
+    assert len(lines) == 6
+    assert all(doubt > 0 for doubt in doubts)
+    assert play("cut", "--no-video", "--guard", "renoise", "--guard-bound", min(doubts) / 2) == 0
+    summary = json.loads((tmp_path / "cut/summary.json").read_text())
+    assert [(row["length"], row["end"]) for row in summary["episodes"]] == [(1, "truncated")]
+    assert rollout.main(["--replay", str(tmp_path / "cut/episode-000.jsonl")]) == 0
+    capsys.readouterr()
+    assert play("bad", "--guard", "mood") == 2
+    assert "expected some of ['renoise', 'latent', 'action']" in capsys.readouterr().err
+
+
+def test_a_continuous_world_is_driven_by_names_and_keys(play, tmp_path, capsys):
+    car = ContinuousActions((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), ("steer", "gas", "brake"))
+    world = make_world(tmp_path / "car", end_bias=-80.0, actions=car)
+    card = json.loads((world / "world.json").read_text())
+    keys = {"left": [-1, 0, 0], "up": [0, 1, 0]}
+    (world / "world.json").write_text(json.dumps({**card, "keys": keys}))
+    assert play("out", "--policy", "script:left+gas*2, steer(-0.5), up+left, noop", "--max-steps", 5, world=world) == 0
+    actions = [line["action"] for line in read(tmp_path / "out/episode-000.jsonl")[1:]]
+    assert actions == [[-1, 1, 0], [-1, 1, 0], [-0.5, 0, 0], [-1, 1, 0], [0, 0, 0]]
+    assert rollout.main(["--replay", str(tmp_path / "out/episode-000.jsonl")]) == 0
+    (world / "world.json").write_text(json.dumps({**card, "keys": {"left": 1}}))
+    assert play("bad", "--policy", "script:gas", world=world) == 2
+    assert "the card's key for 1: " in capsys.readouterr().err

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import BinaryActions, ContinuousActions, DictActions, DiscreteActions, TextActions
+from inferix_env.script_words import words_of_world
 from inferix_env.scripts import load_script, parse_script, read_jsonl_script, spec_of_space
 
 MOVES = DiscreteActions(3, ("none", "left", "right"))
@@ -19,6 +20,9 @@ KEYS = BinaryActions(4, ("forward", "back", "left", "right"))
 GAME = DictActions((("keyboard", KEYS), ("mouse", VECTOR)))
 RUNNER = DictActions((("keyboard", BinaryActions(3, ("nomove", "jump", "slide"))),))
 TEXT = TextActions(40)
+CAR = ContinuousActions((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), ("steer", "gas", "brake"))
+ARROWS = {"left": [-1, 0, 0], "right": [1, 0, 0], "up": [0, 1, 0], "left+up": [-1, 1, 0]}
+WASD = words_of_world({}, GAME)
 
 
 def same(given, expected) -> bool:
@@ -93,6 +97,52 @@ def test_prompts_in_quotes(text, expected):
     assert parse_script(text, TEXT) == expected
 
 
+def test_numbers_by_name_and_a_worlds_keys():
+    script = parse_script("steer(-0.5), gas*2, Left+gas, left + up, brake(0.2)+right, (0.1,0,0), noop", CAR, ARROWS)
+    expected = [[-0.5, 0, 0], *[[0, 1, 0]] * 2, *[[-1, 1, 0]] * 2, [1, 0, 0.2], [0.1, 0, 0], [0, 0, 0]]
+    assert {(a.dtype.name, a.shape) for a in script} == {("float32", (3,))}
+    assert np.allclose(script, expected)
+
+
+def test_keys_of_a_world_whose_numbers_have_no_names():
+    nameless = ContinuousActions(CAR.low, CAR.high)
+    words = words_of_world({"keys": ARROWS}, nameless)
+    assert list(words) == ["left", "right", "up"]
+    assert np.allclose(parse_script("left+up, (0,0,1)", nameless, words), [[-1, 1, 0], [0, 0, 1]])
+    assert parse_script("a*2, 1", DiscreteActions(3), {"a": 2}) == [2, 2, 1]
+
+
+def test_a_game_takes_its_keys_by_letter_too_and_its_mouse_is_a_look():
+    run, turn, both, strafe = parse_script("w, look(+0.1,0), w+d+l, left", GAME, WASD)
+    assert run["keyboard"].tolist() == [1, 0, 0, 0]
+    assert np.allclose(turn["mouse"], [0.1, 0])
+    assert (both["keyboard"].tolist(), both["mouse"].tolist()) == ([1, 0, 0, 1], [0, np.float32(0.1)])
+    assert strafe["keyboard"].tolist() == [0, 0, 1, 0]  # what the world calls so itself comes before the arrow key
+    assert not strafe["mouse"].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "actions", "words", "column", "problem"),
+    [
+        ("left*2, jump", CAR, ARROWS, 8, "no action 'jump'"),
+        ("left+steer(0.1)", CAR, ARROWS, 5, "'steer' stands twice"),
+        ("gas+up", CAR, ARROWS, 4, "'gas' stands twice"),
+        ("steer*4", CAR, ARROWS, 0, "'steer' takes a number from -1 to 1: steer(...)"),
+        ("gas(1.5)", CAR, ARROWS, 4, "expected a number from 0 to 1"),
+        ("gas, (1,0)", CAR, ARROWS, 6, "expected 3 numbers"),
+        ("w+forward", GAME, WASD, 2, "'forward' stands twice"),
+        ("b", DiscreteActions(3), {"a": 2}, 0, "no action 'b'"),
+    ],
+)
+def test_a_mistake_among_words_is_pointed_at(text, actions, words, column, problem):
+    with pytest.raises(ValueError) as caught:
+        parse_script(text, actions, words)
+    first, _, caret, known = str(caught.value).split("\n")
+    assert problem in first
+    assert caret == "  " + " " * column + "^"
+    assert all(word in known for word in words)
+
+
 @pytest.mark.parametrize(
     ("text", "actions", "column", "problem"),
     [
@@ -152,6 +202,8 @@ def test_what_is_known_is_listed():
         parse_script("x", PAD)
     with pytest.raises(ValueError, match=r"known: forward, back, left, right, mouse\(x,x\), noop"):
         parse_script("x", GAME)
+    with pytest.raises(ValueError, match=r"known: steer\(x\), gas, gas\(x\), brake, brake\(x\), \(x,x,x\) from .*, up"):
+        parse_script("x", CAR, ARROWS)
 
 
 def test_the_caret_stays_right_on_a_late_line_and_in_a_long_one():
@@ -170,10 +222,10 @@ def test_runs_come_back_as_they_were_written(runs):
     assert parse_script(text, MOVES) == [action for action, count in runs for _ in range(count)]
 
 
-@given(st.text(alphabet='left()*+,. 012w"\\\n', max_size=30), st.sampled_from([MOVES, VECTOR, PAD, GAME, TEXT]))
+@given(st.text(alphabet='left()*+,. 012w"\\\n', max_size=30), st.sampled_from([MOVES, VECTOR, PAD, GAME, TEXT, CAR]))
 def test_any_text_gives_valid_actions_or_a_value_error(text, actions):
     with contextlib.suppress(ValueError):
-        script = parse_script(text, actions)
+        script = parse_script(text, actions, ARROWS if actions is CAR else None)
         assert script
         assert all(actions.encode(action).shape == (actions.width,) for action in script[:50])
 

@@ -17,7 +17,7 @@ import torch
 import inferix_env  # noqa: F401  (registers the ids)
 from engine.codecs.autoencoder import AutoEncoder
 from engine.spec import KVPolicy, VariableSpec
-from engine.training.__main__ import TrainConfig, train
+from engine.training.__main__ import TrainConfig, make_spec, train
 from engine.training.behaviour import make_behaviour, parse_mix
 from engine.training.codec import CodecConfig, codec_report, pixel_weights, train_codec
 from engine.training.collect import CollectConfig, collect
@@ -26,7 +26,7 @@ from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss, d
 from engine.training.export import changes_of
 from engine.training.fit import FitConfig, fit, learning_rate
 from engine.training.heads import HeadsConfig, Rows, average_precision
-from engine.training.latents import Episodes, Latents
+from engine.training.latents import Episodes, Latents, encode_split
 from engine.training.pixels import PixelEnv
 from engine.training.rarity import ColourRarity
 from tests.worlds import TINY, make_modules
@@ -261,6 +261,20 @@ def test_a_frozen_encoder_keeps_its_latents_while_the_decoder_learns(data, tmp_p
     assert not torch.equal(before.reconstruct(latents), after.reconstruct(latents))
 
 
+def test_latents_are_encoded_again_once_the_codec_has_changed(data, tmp_path):
+    torch.manual_seed(0)
+    codec, where = AutoEncoder(4, (8, 8, 16), 1), (data, "validation", tmp_path, torch.device("cpu"))
+    first = encode_split(codec, *where).latents
+    codec.decoder.requires_grad_(False)
+    for parameter in codec.decoder.parameters():
+        parameter.zero_()
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("latents-*")}
+    assert torch.equal(encode_split(codec, *where).latents, first)
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("latents-*")}
+    codec.mean += 1
+    assert torch.allclose(encode_split(codec, *where).latents.float(), first.float() - 1 / codec.std[0], atol=0.02)
+
+
 def test_codec_report_of_a_perfect_codec():
     class Perfect:
         def encode(self, frames):
@@ -321,6 +335,106 @@ def test_behaviours():
             make_behaviour(bad, space)
     with pytest.raises(ValueError, match="weights"):
         parse_mix("random*x")
+
+
+BOX = gym.spaces.Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]))
+
+
+def actions_by(text: str, count: int = 4_000) -> np.ndarray:
+    """What a behaviour does in `BOX`, float [count, 3]."""
+    rng, act = np.random.default_rng(0), make_behaviour(text, BOX)
+    return np.stack([act(np.zeros((4, 4, 3), np.uint8), rng) for _ in range(count)])
+
+
+def test_extremes_hold_what_keys_can_do():
+    actions = actions_by("extremes:5")
+    assert np.unique(actions[:, 0]).tolist() == [-1, 0, 1]
+    assert np.unique(actions[:, 1:]).tolist() == [0, 1]
+    changes = (np.diff(actions, axis=0) != 0).any(1).mean()
+    assert 0.1 < changes < 0.2
+
+
+def test_drift_is_as_wide_and_as_slow_as_asked():
+    actions = actions_by("still@0.2:10")
+    steer = actions[:, 0]
+    assert steer.std() == pytest.approx(0.2, abs=0.03)
+    assert np.corrcoef(steer[:-10], steer[10:])[0, 1] == pytest.approx(np.exp(-1), abs=0.15)
+    assert actions[:, 1:].min() == 0
+    assert actions.dtype == np.float32
+    with pytest.raises(ValueError, match="expected a bounded Box"):
+        make_behaviour("still@0.2", gym.spaces.Discrete(3))
+
+
+def test_slips_take_their_share_and_last():
+    away = (actions_by("still~0.05:8") != 0).any(1)
+    assert away.mean() == pytest.approx(0.05 * 8 / (1 + 0.05 * 8), abs=0.08)
+    begun = (away[1:] & ~away[:-1]).sum()
+    assert away.sum() / begun == pytest.approx(8, rel=0.35)
+    for bad in ("still~x", "still~0.1:0", "still~0.1:2:3", "still~-1"):
+        with pytest.raises(ValueError, match="behaviour noise"):
+            make_behaviour(bad, BOX)
+
+
+class Counting:
+    """A behaviour of the user's own that remembers: how often it was asked."""
+
+    def __init__(self, space):
+        self.space, self.asked = space, 0
+
+    def __call__(self, frame, rng):
+        self.asked += 1
+        return np.full(self.space.shape, min(1.0, self.asked / 100), np.float32)
+
+
+def test_a_class_is_built_for_each_episode_and_a_function_is_not():
+    first = actions_by("tests.test_training:Counting", 3)
+    assert np.array_equal(first, actions_by("tests.test_training:Counting", 3))
+    assert first[:, 0].tolist() == pytest.approx([0.01, 0.02, 0.03])
+    with pytest.raises(ValueError, match=r"behaviour tests.test_training:Nothing"):
+        make_behaviour("tests.test_training:Nothing", BOX)
+    with pytest.raises(ValueError, match=r"behaviour nowhere.at_all:Nothing"):
+        make_behaviour("nowhere.at_all:Nothing", BOX)
+
+
+SLIDER = CollectConfig(
+    env="tests.synthetic:tests/Slider-v0",
+    height=32,
+    width=32,
+    frame_skip=2,
+    settle=2,
+    behaviours="hold:3",
+    frames=60,
+    shard_frames=60,
+    workers=1,
+)
+
+
+def test_a_continuous_env_is_recorded_after_it_has_settled(tmp_path):
+    collect(SLIDER, tmp_path)
+    shards = Shards(tmp_path, "train")
+    actions, rewards, starts = shards.column("actions"), shards.column("rewards"), shards.starts
+    assert actions.shape == (len(shards), 2)
+    assert actions.dtype == np.float32
+    inside = np.delete(np.arange(len(shards)), starts[:-1])
+    assert np.allclose(rewards[inside], 2 * actions[inside, 1])
+    frames = shards.frames(0, len(shards))
+    assert (frames[:, :, -1].max(-1) >= 60).all()  # the fade is over, and no two rows share an array
+    assert np.diff(starts).tolist() == [14] * (len(starts) - 1)  # 30 env steps, less the 4 unseen
+    assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) > len(frames) / 2
+
+
+def test_a_worlds_frames_are_those_of_its_data_and_its_numbers_have_names(tmp_path):
+    collect(SLIDER, tmp_path / "data")
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps({"action_names": ["steer", "light"]}))
+    spec = make_spec(TrainConfig(out=tmp_path / "slider", card=card), tmp_path / "data")
+    assert spec.frame == (32, 32)
+    assert spec.fps == 10
+    assert spec.actions.names == ("steer", "light")
+    assert type(spec).from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    card.write_text(json.dumps({"action_names": ["steer"]}))
+    with pytest.raises(ValueError, match="expected one for each"):
+        make_spec(TrainConfig(out=tmp_path / "slider", card=card), tmp_path / "data")
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path):

@@ -45,7 +45,7 @@ class PixelEnv:
             zoom at the start. Their rewards count nowhere.
 
     Raises:
-        ValueError: the id is unknown, or the env shows no image.
+        ValueError: the id is unknown, the env shows no image, or it needs a package that is not installed.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class PixelEnv:
         if native:
             kwargs["frame_skip"] = frame_skip
         self.repeats = 1 if native else frame_skip
-        self.env = gym.make(env_id, **kwargs)
+        self.env = make(env_id, **kwargs)
         self.image_key = find_image(self.env.observation_space)
         if self.image_key is None:
             self.env.close()
-            self.env = gym.make(env_id, render_mode="rgb_array", **kwargs)
+            self.env = make(env_id, render_mode="rgb_array", **kwargs)
         self.action_space = self.env.action_space
         self.variable_names = self._variable_names()
         self.action_names = button_names(self.env.unwrapped)
@@ -123,6 +123,18 @@ def button_names(env: Any) -> tuple[str, ...]:
     buttons = [button.name.lower() for button in game.get_available_buttons()]
     pressed = [[name for name, down in zip(buttons, press, strict=False) if down] for press in presses]
     return tuple("+".join(names) or "none" for names in pressed)
+
+
+def make(env_id: str, **kwargs: Any) -> gym.Env:
+    """`gym.make` without its checker, which warns of what is no matter here (pictures drawn in one array).
+
+    Raises:
+        ValueError: the env needs a package that is not installed.
+    """
+    try:
+        return gym.make(env_id, disable_env_checker=True, **kwargs)
+    except gym.error.DependencyNotInstalled as error:
+        raise ValueError(f"{env_id} needs a package that is not installed: {error}") from None
 
 
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
