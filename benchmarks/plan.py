@@ -12,7 +12,7 @@ and count have to be equal; where they are not, both are printed and the exit co
     operations   passes x a pass's (products and attention) + the codec's convolutions, at a full window
     lower bound  the longer of operations / 989 TF/s (dense bf16) and bytes read / 4.8 TB/s (H200; an H100 has 3.35)
 
-Writes the row as JSON with --out.
+MAGI-1's presets are planned by magi_plan.py, whose own command prints all of them. Writes the row as JSON with --out.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import torch
 import tyro
 from torch import nn
 
+from benchmarks import magi_plan
 from benchmarks.formulas import attention_flops, context_bytes, page_bytes, parameters
 from benchmarks.meta import META, Count, context_of, count_decode, count_pass, unfilled_denoiser
-from benchmarks.models import MODELS, VAE_PARAMETERS, spec_of, unfilled_codec
+from benchmarks.models import MAGI_MODELS, MODELS, VAE_PARAMETERS, magi_spec_of, spec_of, unfilled_codec
 from engine.codecs.taehv import Taehv
 from engine.codecs.wan_vae import WanVae
 from engine.codecs.work import flops as codec_flops
@@ -38,7 +39,7 @@ from engine.kv.pool import Pool
 from engine.loading import check_dtype
 from engine.models.wan import WanDiT, flops
 from engine.presets import Preset, preset
-from engine.published import WanSpec, WanVaeSpec
+from engine.published import Staggered, WanSpec, WanVaeSpec
 from engine.sizing import pages_needed, slack_pages
 from engine.spec import WorldSpec
 from inferix_env.record import write_text
@@ -52,13 +53,15 @@ class PlanConfig:
 
     Attributes:
         preset: how the model is run; see engine.PRESETS.
-        model: its sizes: t2v-1.3b, t2v-14b, matrix-game-2-universal, ...; by default those of the preset.
+        model: its sizes: t2v-1.3b, t2v-14b, matrix-game-2-universal, magi-4.5b, magi-24b-fp8, ...; by default those of
+            the preset.
         height, width: of the frame in pixels; the preset's by default.
         window, sink: latent frames in the cache (sinks, past and block) and, of these, sinks; the preset's by default.
         batch: worlds.
         dtype: bfloat16 or float32.
         kv_dtype: how pages are stored: int8, fp8, or as computed.
         codec: vae or tiny.
+        steps, flight: of MAGI-1, denoising steps and chunks in flight; the preset's by default.
         json: print the row as JSON and nothing else.
         out: where to write it.
     """
@@ -73,6 +76,8 @@ class PlanConfig:
     dtype: str = "bfloat16"
     kv_dtype: str | None = None
     codec: str = "vae"
+    steps: int | None = None
+    flight: int | None = None
     json: bool = False
     out: Path | None = None
 
@@ -82,6 +87,10 @@ class PlanConfig:
         if self.codec not in ("vae", "tiny"):
             raise ValueError(f"codec {self.codec!r}: expected 'vae' or 'tiny'")
         run = self.run
+        if isinstance(run.rollout, Staggered) and (self.window, self.sink, self.codec) != (None, None, "vae"):
+            raise ValueError(
+                "MAGI-1's ranges say what is kept, and its VAE has no tiny one: leave window, sink, codec out"
+            )
         if run.window is not None and run.window < run.sink + run.block:
             raise ValueError(
                 f"window {run.window}: expected at least {run.sink + run.block}, the sinks and the block of {run.block}"
@@ -91,6 +100,8 @@ class PlanConfig:
     def run(self) -> Preset:
         """The preset with the changes asked for."""
         chosen = preset(self.preset)
+        if self.steps is not None or self.flight is not None:
+            chosen = magi_plan.preset_of(chosen, self.steps, self.flight)
         window = chosen.window if self.window is None else self.window
         return replace(chosen, window=window, sink=chosen.sink if self.sink is None else self.sink)
 
@@ -98,6 +109,9 @@ class PlanConfig:
     def spec(self) -> WorldSpec:
         """What the world is."""
         run = self.run
+        if isinstance(run.rollout, Staggered):
+            default = next(name for name in MAGI_MODELS if self.preset.startswith(name))
+            return magi_spec_of(self.model or default, run, (self.height or run.size[0], self.width or run.size[1]))
         default = self.preset if self.preset in MODELS else "t2v-1.3b"
         size = (self.height or run.size[0], self.width or run.size[1])
         return spec_of(self.model or default, run, self.codec, size, "published")
@@ -237,6 +251,8 @@ def plan(config: PlanConfig) -> tuple[dict[str, Any], list[Check]]:
     Raises:
         ValueError: the settings do not go together.
     """
+    if isinstance(config.run.rollout, Staggered):
+        return plan_magi(config)
     b = build(config)
     row, kv = memory(b), b.spec.kv
     operations = work(b, row)
@@ -253,6 +269,18 @@ def plan(config: PlanConfig) -> tuple[dict[str, Any], list[Check]]:
         "frames_per_block": b.spec.block * b.spec.frames_per_latent,
     }
     return {**head, **row, **operations}, checks(b, row, operations)
+
+
+def plan_magi(config: PlanConfig) -> tuple[dict[str, Any], list[Check]]:
+    """`plan` of a MAGI-1 preset."""
+    dtype = check_dtype(config.dtype)
+    assert dtype is not None
+    b = magi_plan.build(config.spec, dtype, config.kv_dtype, config.batch)
+    row = magi_plan.memory(b)
+    operations = magi_plan.work(b.step, b.worlds, row["weight_bytes"])
+    head = {"preset": config.preset, **magi_plan.described(b), "dtype": config.dtype}
+    head |= {"pages": config.kv_dtype or "as computed", "one_h200": magi_plan.holds(row["peak_bytes"])}
+    return {**head, **row, **operations}, [Check(*one) for one in magi_plan.compared(b, row, operations)]
 
 
 def shown(name: str, value: float | str, whole: int) -> str:

@@ -141,19 +141,19 @@ def settings(config: WanConfig, job: Job) -> Row:
     }
 
 
-def done(config: WanConfig) -> list[Row]:
+def done(out: Path | None) -> list[Row]:
     """Rows that are written already.
 
     Raises:
         ValueError: the file is none of ours.
     """
-    if config.out is None or not config.out.exists():
+    if out is None or not out.exists():
         return []
     try:
-        rows = json.loads(config.out.read_text())
+        rows = json.loads(out.read_text())
         return [row for row in rows if row["part"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{config.out} holds no rows of this benchmark ({error}): name another --out") from None
+        raise ValueError(f"{out} holds no rows of this benchmark ({error}): name another --out") from None
 
 
 def run(config: WanConfig) -> list[Row]:
@@ -162,7 +162,7 @@ def run(config: WanConfig) -> list[Row]:
     Raises:
         ValueError: the device is not there, or the settings do not go together.
     """
-    rows, cold, machine = done(config), True, describe()
+    rows, cold, machine = done(config.out), True, describe()
     show([machine])
     for job in jobs(config):
         names = settings(config, job)

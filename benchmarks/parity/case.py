@@ -199,9 +199,9 @@ def kind_of(info: dict[str, Any]) -> str:
     return str(info.get("case"))
 
 
-def relative_of(tolerance: dict[str, Any]) -> str:
+def relative_of(tolerance: Any) -> str:
     """What a tolerance calls its relative part."""
-    return "rel" if "rel" in tolerance else "rtol"
+    return "rel" if isinstance(tolerance, dict) and "rel" in tolerance else "rtol"
 
 
 def alike(a: Any, b: Any) -> bool:

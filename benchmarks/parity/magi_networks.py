@@ -113,13 +113,20 @@ def predict(
     """The velocity [N, C, T, H, W] of latents as long, at times [N, c], from latent frame `first` on."""
     n, _, frames = x.shape[:3]
     none = torch.zeros(n, frames, 0, device=x.device)
-    size = case.info["call"].get("num_steps", 0) / 2 if network.spec.distill else None
+    size = step_size(case) if network.spec.distill else None
     flags = torch.full(times.shape, dropped, device=x.device)
     told = Condition(none, none, chunks=chunks, dropped=flags, step_size=size)
     positions = torch.arange(first, first + frames, device=x.device).expand(n, -1)
     each = times.repeat_interleave(frames // times.shape[1], dim=1)
     velocity, _ = network(x.transpose(1, 2), each, positions, told, view)
     return velocity.transpose(1, 2)
+
+
+def step_size(case: Case) -> float:
+    """What a distilled model is told of its steps: half of as many as there are, of 12 by how long each is."""
+    call = case.info["call"]
+    steps = call.get("num_steps", case.info["config"]["runtime_config"]["num_steps"])
+    return 8 / call.get("distill_interval", 1) if steps == 12 else steps / 2
 
 
 def compare_all(case: Case, call: str, made: dict[str, Tensor]) -> None:

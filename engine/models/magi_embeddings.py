@@ -52,7 +52,8 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
     In float32 and in this order, (value * frequency) * 1000, as published: step sizes give angles of up to 64,000, of
     which the rounding is seen.
     """
-    rates = torch.exp(-math.log(10_000) * torch.arange(width // 2, dtype=torch.float32) / (width // 2))
+    powers = -math.log(10_000) * torch.arange(width // 2, dtype=torch.float32) / (width // 2)
+    rates = powers.double().exp().float()  # float32's own exp differs in the last bit between processors
     angles = values.float()[..., None] * rates.to(values.device) * 1000
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
