@@ -45,7 +45,7 @@ from inferix_env.real import real_env
 from inferix_env.record import write_text
 
 # What a run may be continued with other values of.
-FREE = ("total_steps", "out", "real_every", "real_episodes", "real_limit")
+FREE = ("total_steps", "stop", "out", "real_every", "real_episodes", "real_limit")
 # Of the first real episode: no training data were recorded from seeds this high.
 REAL_SEED = 20_000
 
@@ -61,6 +61,7 @@ class Settings:
         real: learn in the real env behind the world, in place of the dream.
         seed: of everything that is drawn.
         total_steps: env steps to learn from.
+        stop: stop after so many of them; the learning rate falls as if all were still to come.
         num_envs: N, worlds side by side.
         num_steps: T, steps of each world an update learns from.
         starts: "openings" of real episodes, or "midway" in them, where the world has such; the real env has openings.
@@ -93,30 +94,31 @@ class Settings:
     out: Path | None = None
     real: bool = False
     seed: int = 1
-    total_steps: int = 100_000
+    total_steps: int = 30_000
+    stop: int | None = None
     num_envs: int = 16
-    num_steps: int = 64
+    num_steps: int = 32
     starts: str = "openings"
     start_variables: str = ""
     horizon: int = 525
     soft_ends: bool = False
-    learning_rate: float = 5e-4
-    gamma: float = 0.97
+    learning_rate: float = 1e-3
+    gamma: float = 0.95
     gae_lambda: float = 0.95
-    epochs: int = 4
-    minibatch: int = 256
+    epochs: int = 6
+    minibatch: int = 128
     clip: float = 0.2
     entropy: float = 0.01
     value_weight: float = 0.5
     max_grad_norm: float = 0.5
-    target_kl: float = 0.03
+    target_kl: float = 0.04
     reward_scale: float = 0.025
     shape: str = ""
     mirror: str = ""
     shrink: int = 2
     save_every: int = 4
     keep: int = 8
-    real_every: int = 10
+    real_every: int = 20
     real_episodes: int = 10
     real_limit: int | None = None
     greedy: bool = False
@@ -133,6 +135,11 @@ class Settings:
     @property
     def num_updates(self) -> int:
         return -(-self.total_steps // self.batch)
+
+    @property
+    def last_update(self) -> int:
+        """The one to stop after."""
+        return min(self.num_updates, -(-(self.stop or self.total_steps) // self.batch))
 
 
 def check(settings: Settings) -> None:
@@ -292,7 +299,7 @@ class PPO:
 
     def run(self) -> None:
         """Learn until all steps are done."""
-        total = self.settings.num_updates
+        total = self.settings.last_update
         with tqdm(total=total * self.settings.batch, initial=self.steps, unit="step", disable=None) as bar:
             while self.update < total:
                 if self.update % self.settings.save_every == 0:
@@ -421,7 +428,7 @@ class PPO:
 
     def look(self, row: dict[str, Any]) -> None:
         """Play the real env, where it is time to, and note what came of it."""
-        every, last = self.settings.real_every, self.update == self.settings.num_updates
+        every, last = self.settings.real_every, self.update == self.settings.last_update
         if not every or (self.update % every and not last and self.update != 1):
             row |= {"real_return": None, "real_life": None}
             return

@@ -46,7 +46,7 @@ class Settings:
         episodes: how many.
         seed: of the first episode; each further one takes the next. Training data end at 10,000.
         max_steps: an episode is cut there.
-        greedy: a trained policy takes its likeliest action, in place of a drawn one.
+        greedy: a trained policy takes its likeliest action, or draws one; by default as its card says.
         out: a JSON file to write.
     """
 
@@ -56,7 +56,7 @@ class Settings:
     episodes: int = 100
     seed: int = 30_000
     max_steps: int = 525
-    greedy: bool = False
+    greedy: bool | None = None
     out: Path | None = None
 
 
@@ -114,7 +114,12 @@ def score(settings: Settings) -> dict[str, Any]:
     held = env.frame_skip if hasattr(env, "frame_skip") else frame_skip_of(env)
     made = {"policy": settings.policy, "world": settings.world, "where": "dream" if settings.dream else "real"}
     rate = sum(life.steps for life in lives) / seconds
-    return {**made, "greedy": settings.greedy, **summary(lives, held), "steps_per_second": round(rate, 1)}
+    return {
+        **made,
+        "greedy": getattr(policy, "greedy", None),
+        **summary(lives, held),
+        "steps_per_second": round(rate, 1),
+    }
 
 
 def frame_skip_of(env: WorldSimEnv) -> int:

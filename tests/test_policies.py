@@ -126,6 +126,7 @@ def test_scores_are_of_whole_episodes(policy_file, tiny, tmp_path):
     assert made["episodes"] == 3
     assert 1 <= made["steps"]["mean"] <= 9
     assert made["tics"]["mean"] == made["steps"]["mean"]
+    assert made["greedy"] is False
     assert score.main(["--world", str(tiny), "--episodes", "0"]) == 2
 
 

@@ -22,7 +22,16 @@ SMALL = {"env": "inferix_env/World-v0", "total_steps": 64, "num_envs": 4, "num_s
 
 
 def settings(out: Path, world: Path, **changes) -> Settings:
-    given = {**SMALL, "world": str(world), "out": out, "horizon": 6, "real_every": 0, "save_every": 1, "stack": 2}
+    given = {
+        **SMALL,
+        "world": str(world),
+        "out": out,
+        "horizon": 6,
+        "real_every": 0,
+        "save_every": 1,
+        "stack": 2,
+        "keep": 0,
+    }
     return Settings(**(given | changes))
 
 
@@ -131,28 +140,23 @@ def test_a_run_writes_policy_log_and_plot_and_ends_in_order(tiny, tmp_path):
     assert (tmp_path / "run" / "gap.png").stat().st_size > 1000
 
 
-def test_a_run_that_goes_on_gives_the_same_numbers(tiny, tmp_path):
+def test_a_run_that_stops_early_goes_on_as_one_that_did_not(tiny, tmp_path):
     PPO(settings(tmp_path / "whole", tiny)).run()
-    first = settings(tmp_path / "parts", tiny)
-    stopped = PPO(first)
-    stopped.look = halt_after(stopped, 1)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.run()
-    PPO(first).run()
+    PPO(settings(tmp_path / "parts", tiny, stop=32)).run()
+    first, _ = load_network(tmp_path / "parts" / "policy.safetensors")
+    PPO(settings(tmp_path / "parts", tiny)).run()
     whole, parts = (load_network(tmp_path / name / "policy.safetensors")[0].state_dict() for name in ("whole", "parts"))
     assert all(torch.allclose(whole[name], parts[name], atol=1e-4) for name in whole)
+    assert not all(torch.equal(first.state_dict()[name], parts[name]) for name in whole)
 
 
-def halt_after(run: PPO, updates: int):
-    """`look` that stops a run, as Ctrl-C would, once so many updates are saved."""
-    look = run.look
-
-    def halting(row):
-        if run.update > updates:
-            raise KeyboardInterrupt
-        look(row)
-
-    return halting
+def test_the_policy_that_was_paid_most_is_kept(tiny, tmp_path):
+    run = PPO(settings(tmp_path, tiny, keep=1))
+    for update, paid in ((1, 5.0), (2, 9.0), (3, 7.0)):
+        run.update = update
+        run.log.append({"update": update, "steps": run.steps, "return": paid, "ends": 2, "real_return": None})
+        run.save()
+    assert load_network(tmp_path / "policy.safetensors")[1]["steps"] == 2 * run.settings.batch
 
 
 def test_another_run_is_not_written_over(tiny, tmp_path):
