@@ -243,7 +243,7 @@ def test_a_single_clip_gives_its_last_part_for_validation_and_shards_stay_small(
 def test_footage_trains_a_world_that_plays(tmp_path):
     """From videos and CSV to `gym.make`: the square on its floor, with keys."""
     for clip in range(3):
-        env = gym.make("tests/MovingSquare-v0", render_mode="rgb_array")
+        env = gym.make("tests.synthetic:tests/MovingSquare-v0", render_mode="rgb_array")
         env.reset(seed=clip)
         frames, rows = [env.render()], []
         for action in [0, *[1, 2, 0, 2] * 5]:
