@@ -209,7 +209,8 @@ class Baseline:
 
     def _sinusoid(self, values: Tensor) -> Tensor:
         half = self.model.spec.frequencies // 2
-        rates = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half).to(values.device)
+        powers = -math.log(10_000) * torch.arange(half, dtype=torch.float32) / half
+        rates = powers.double().exp().float().to(values.device)  # as the engine: float32's exp is each processor's own
         angles = values.float()[:, None] * rates * 1000
         return torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.model.dtype).float()
 
