@@ -7,7 +7,6 @@ published code expects. Every shape is checked before memory is taken.
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from engine.conditioners.captions import CLEANERS
 from engine.conditioners.magi_conditioner import MagiConditioner
 from engine.conditioners.magi_text import MagiText, SpecialTokens
 from engine.conditioners.t5 import T5Encoder
+from engine.conditioners.tensors import read_json
 from engine.extras import Extras, places
 from engine.hardware import default_dtype
 from engine.model import Codec, WorldModel
@@ -160,6 +160,6 @@ def open_codec(extras: Extras, device: torch.device, dtype: torch.dtype) -> Code
             f"codec 'vae' needs {VAE[0]} and the config.json beside it, which are in none of {where}: put them there, "
             "name their folder with base=..., or take codec='preview', which shows latents without weights"
         )
-    config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    config = read_json(path.parent / "config.json")
     vae: Any = magi_vae_of(dict(open_tensors(path)), config)
     return vae.to(device, dtype).eval().requires_grad_(False)

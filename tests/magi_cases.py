@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from benchmarks.parity.magi_view import RangesView
 from engine.checkpoints.magi_config import read_config
 from engine.conditioning import Condition, Context
-from engine.kv.view import Group
 from engine.models.magi import MagiDiT
 from engine.models.magi_layers import island
 from engine.published import MagiSpec
@@ -82,43 +82,6 @@ def build_case(case: Case) -> MagiDiT:
 def contexts_of(model: MagiDiT, text: Tensor, mask: Tensor) -> tuple[Context, ...]:
     """One context a chunk, of embeddings [c, 1, T, D] and their masks [c, 1, T]."""
     return tuple(model.contextualise(rows[0][keep[0] > 0]) for rows, keep in zip(text, mask, strict=True))
-
-
-class RangesView:
-    """Key ranges as given, over a plain cache: the chunks in flight stand behind the first `start` tokens of the past.
-
-    Args:
-        ranges: of each chunk, first token and the one behind the last, counted from the start of the past.
-        past: keys and values [N, T, k, d] of each layer; T at least `start`.
-        start: where the chunks in flight begin.
-    """
-
-    def __init__(self, ranges: Ranges, past: dict[int, tuple[Tensor, Tensor]] | None = None, start: int = 0):
-        self.ranges, self.past, self.start = ranges, past or {}, start
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}  # past and chunks in flight, by layer
-
-    def layer(self, index: int, stream: str = "self") -> RangesLayer:
-        assert stream == "self"
-        return RangesLayer(self, index)
-
-
-class RangesLayer:
-    """One layer of a RangesView."""
-
-    def __init__(self, view: RangesView, index: int):
-        self.view, self.index = view, index
-
-    def extend(self, q, k, v, turn=None) -> list[Group]:
-        """See engine.attention."""
-        assert turn is None, "the model turns its keys"
-        view, start = self.view, self.view.start
-        old = view.past.get(self.index, (k[:, :0], v[:, :0]))
-        keys, values = (torch.cat([a[:, :start], b], dim=1) for a, b in zip(old, (k, v), strict=True))
-        view.seen[self.index] = (keys, values)
-        size = q.shape[1] // len(view.ranges)
-        return [
-            Group(slice(i * size, (i + 1) * size), keys[:, a:b], values[:, a:b]) for i, (a, b) in enumerate(view.ranges)
-        ]
 
 
 def run(

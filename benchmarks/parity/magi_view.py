@@ -47,7 +47,8 @@ class RangesLayer:
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
         """See engine.attention."""
-        k, view = turn(k) if turn else k, self.view
+        assert turn is None, "the model turns its keys"
+        view = self.view
         before = view.past.get(self.index, (k[:, :0], v[:, :0]))
         keys, values = (torch.cat([a[:, : view.start], b], dim=1) for a, b in zip(before, (k, v), strict=True))
         view.seen[self.index] = (keys, values)
