@@ -64,6 +64,20 @@ def check_pages(sim: Engine, worlds: list[World]) -> None:
     assert not any(world.table.in_flight for world in worlds)
 
 
+class FailsAtItsSecondCall(torch.nn.Module):
+    """A denoiser that runs out of memory in its second pass."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser, self.calls = denoiser, 0
+
+    def forward(self, *arguments):
+        self.calls += 1
+        if self.calls == 2:
+            raise MemoryError("no memory")
+        return self.denoiser(*arguments)
+
+
 class Uncached:
     """A world with its whole history recomputed for every pass: slow, plain, no pool. One latent frame a block.
 

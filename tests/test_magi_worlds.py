@@ -10,7 +10,7 @@ import torch
 from engine import KVPolicy, Start
 from engine.stages import legs
 from tests.magi_sims import begin, checkpoint, given, make_sim, prompt, roll, rollout, same, step
-from tests.sims import check_pages
+from tests.sims import FailsAtItsSecondCall, check_pages
 
 BOTH = pytest.mark.parametrize("distill", [True, False], ids=["distilled", "base"])
 
@@ -129,16 +129,8 @@ def test_a_leg_that_fails_leaves_worlds_as_they_were(distill):
     world, twin = begin(sim), begin(sim)
     roll(sim, world, 2)
     roll(sim, twin, 2)
-    denoiser, calls = sim.runner.model.denoiser, []
-
-    class Failing(torch.nn.Module):
-        def forward(self, *arguments):
-            calls.append(1)
-            if len(calls) == 2:
-                raise MemoryError("no memory")
-            return denoiser(*arguments)
-
-    sim.runner.model = replace(sim.runner.model, denoiser=Failing())
+    denoiser = sim.runner.model.denoiser
+    sim.runner.model = replace(sim.runner.model, denoiser=FailsAtItsSecondCall(denoiser))
     with pytest.raises(MemoryError):
         step(sim, [world])
     sim.runner.model = replace(sim.runner.model, denoiser=denoiser)

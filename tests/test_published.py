@@ -21,7 +21,7 @@ from engine.noise import SeededNoise
 from tests import published as p
 from tests import published_sims as ps
 from tests.published_sims import PlainRollout, act, apart, begin, identical, make_sim, prompt, roll, step
-from tests.sims import check_pages
+from tests.sims import FailsAtItsSecondCall, check_pages
 from tests.worlds import make_world
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -720,16 +720,7 @@ def test_a_pass_that_fails_gives_its_pages_back():
     sim = make_sim(max_worlds=2)
     worlds = [begin(sim, seed=i) for i in range(2)]
     step(sim, worlds, [act(sim, w) for w in worlds])
-    denoiser, calls = sim.runner.model.denoiser, []
-
-    class Failing(torch.nn.Module):
-        def forward(self, *arguments):
-            calls.append(1)
-            if len(calls) == 2:
-                raise MemoryError("no memory")
-            return denoiser(*arguments)
-
-    sim.runner.model = replace(sim.runner.model, denoiser=Failing())
+    sim.runner.model = replace(sim.runner.model, denoiser=FailsAtItsSecondCall(sim.runner.model.denoiser))
     with pytest.raises(MemoryError):
         step(sim, worlds, [act(sim, w) for w in worlds])
     check_pages(sim, worlds)
