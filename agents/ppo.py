@@ -69,6 +69,8 @@ class Settings:
         horizon: steps after which a training episode is cut.
         soft_ends: weigh what is behind a step by its probability not to end the episode (`info["end_probability"]`),
             in place of whether it happened to: the same in the mean, and less left to chance.
+        guard: a signal of `inferix_env.guard` that is read off every dreamed step, such as "latent".
+        guard_bound: cut a training episode where the signal exceeds it, as at the horizon.
         learning_rate: falls linearly to nothing.
         gamma, gae_lambda: discount, and decay of the advantage's traces.
         epochs, minibatch: passes over an update's steps, and how many of them a gradient is of.
@@ -102,6 +104,8 @@ class Settings:
     start_variables: str = ""
     horizon: int = 525
     soft_ends: bool = False
+    guard: str = ""
+    guard_bound: float | None = None
     learning_rate: float = 1e-3
     gamma: float = 0.95
     gae_lambda: float = 0.95
@@ -154,6 +158,12 @@ def check(settings: Settings) -> None:
         raise ValueError(f"--starts {settings.starts}: the real env begins at openings alone")
     if settings.real and (settings.start_variables or settings.soft_ends):
         raise ValueError("--start-variables and --soft-ends are for dreams: the real env has neither")
+    if settings.real and settings.guard:
+        raise ValueError("--guard watches dreams: the real env needs none")
+    if bool(settings.guard) != (settings.guard_bound is not None):
+        raise ValueError(
+            "--guard and --guard-bound go together: a signal, such as latent, and where it cuts, such as 2"
+        )
     named(settings.shape)
     named(settings.start_variables)
     if find_spec("matplotlib") is None:
@@ -205,6 +215,7 @@ def make_envs(settings: Settings) -> VectorEnv:
         deterministic=False,
         autoreset_mode=AutoresetMode.DISABLED,
         max_episode_steps=settings.horizon,
+        **({"guard": settings.guard, "guard_bound": settings.guard_bound} if settings.guard else {}),
     )
 
 
@@ -229,20 +240,27 @@ class Tally:
     """Rewards, ends and lengths of what an update has played."""
 
     def __init__(self) -> None:
-        self.reward, self.shaped, self.steps, self.ends = 0.0, 0.0, 0, 0
+        self.reward, self.shaped, self.steps, self.ends, self.cuts = 0.0, 0.0, 0, 0, 0
 
-    def add(self, rewards: np.ndarray, shaped: np.ndarray, terminated: np.ndarray) -> None:
+    def add(self, rewards: np.ndarray, shaped: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
         self.reward += float(rewards.sum())
         self.shaped += float(shaped.sum())
         self.steps += len(rewards)
         self.ends += int(terminated.sum())
+        self.cuts += int((truncated & ~terminated).sum())
 
     def row(self) -> dict[str, float]:
-        """Return and steps for each end that there was (of none, as though one were about to come), and what is
-        learned from, a step: rewards as they are scaled and shaped."""
+        """Return and steps for each end that there was (of none, as though one were about to come), episodes that were
+        cut, and what is learned from, a step: rewards as they are scaled and shaped."""
         ends = max(1, self.ends)
         shaped = self.shaped / max(1, self.steps)
-        return {"return": self.reward / ends, "life": self.steps / ends, "ends": self.ends, "shaped": shaped}
+        return {
+            "return": self.reward / ends,
+            "life": self.steps / ends,
+            "ends": self.ends,
+            "cuts": self.cuts,
+            "shaped": shaped,
+        }
 
 
 def advantages_of(
@@ -365,7 +383,7 @@ class PPO:
         observations, rewards, terminated, truncated, infos = self.envs.step(actions)
         self.memory.add(observations, actions)
         shaped = rewards * self.settings.reward_scale + self.changes(infos, terminated)
-        self.tally.add(rewards, shaped, terminated)
+        self.tally.add(rewards, shaped, terminated, truncated)
         over = terminated | truncated
         nexts = torch.zeros(len(over))
         if over.any():

@@ -182,6 +182,17 @@ def test_soft_ends_are_the_worlds_probabilities(tiny, tmp_path):
     assert over.dtype == torch.bool
 
 
+def test_a_guard_cuts_training_episodes_where_the_dream_is_doubtful(tiny, tmp_path):
+    doubtful = PPO(settings(tmp_path / "a", tiny, guard="renoise", guard_bound=1e-9, num_steps=3, horizon=6))
+    doubtful.begin()
+    _, _, ends, over = doubtful.play(np.zeros(4, np.int64))
+    assert over.all()
+    assert doubtful.tally.cuts == 4 - int(ends.sum())
+    trusting = PPO(settings(tmp_path / "b", tiny, guard="renoise", guard_bound=1e9, num_steps=3, horizon=6))
+    trusting.begin()
+    assert trusting.play(np.zeros(4, np.int64))[3].sum() == trusting.tally.ends
+
+
 class Bright(gym.Env):
     """Pays 1 for the action that the picture shows: dark 0, bright 1. What a learner must be able to learn."""
 
@@ -238,6 +249,8 @@ def test_it_learns_what_a_picture_says(tiny, tmp_path, monkeypatch):
         (["--out", "x", "--mirror", "left"], "--mirror"),
         (["--out", "x", "--real", "--starts", "midway"], "openings"),
         (["--out", "x", "--real", "--soft-ends"], "for dreams"),
+        (["--out", "x", "--real", "--guard", "latent", "--guard-bound", "2"], "watches dreams"),
+        (["--out", "x", "--guard", "latent"], "--guard-bound"),
     ],
 )
 def test_wrong_settings_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):
