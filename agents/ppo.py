@@ -18,6 +18,7 @@ Legend: T steps of an update, N worlds, K stacked frames, h w shrunk size, A enc
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -75,6 +76,8 @@ class Settings:
         gamma, gae_lambda: discount, and decay of the advantage's traces.
         epochs, minibatch: passes over an update's steps, and how many of them a gradient is of.
         clip, entropy, value_weight, max_grad_norm, target_kl: of PPO; an update ends early above `target_kl`.
+        average: of the weights' running mean, what stays at each gradient (Polyak averaging): the policy that is
+            written and looked at has the mean's weights; 0 for the last ones.
         reward_scale: rewards are multiplied by it.
         shape: "health=0.05" adds 0.05 of every change of that variable to the reward while an episode goes on.
         mirror: what a mirrored picture does to the actions, "0 2 1" (see `NetworkSpec`); empty for no symmetry.
@@ -116,6 +119,7 @@ class Settings:
     value_weight: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float = 0.04
+    average: float = 0.0
     reward_scale: float = 0.025
     shape: str = ""
     mirror: str = ""
@@ -154,6 +158,8 @@ def check(settings: Settings) -> None:
     wrong = [name for name in counts if getattr(settings, name) < 1]
     if wrong:
         raise ValueError(f"--{wrong[0].replace('_', '-')} {getattr(settings, wrong[0])}: expected at least 1")
+    if not 0 <= settings.average < 1:
+        raise ValueError(f"--average {settings.average}: expected a share from 0 to below 1, such as 0.99")
     if settings.real and settings.starts != "openings":
         raise ValueError(f"--starts {settings.starts}: the real env begins at openings alone")
     if settings.real and (settings.start_variables or settings.soft_ends):
@@ -300,6 +306,7 @@ class PPO:
         torch.manual_seed(settings.seed)  # of the weights
         self.network = ActorCritic(self.spec)
         self.network.bfloat16 = settings.bfloat16
+        self.averaged = copy.deepcopy(self.network)
         self.optimiser = torch.optim.Adam(self.network.parameters(), settings.learning_rate, eps=1e-5)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.memory = Memory(self.spec, settings.num_envs)
@@ -440,6 +447,8 @@ class PPO:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
         self.optimiser.step()
         with torch.no_grad():
+            for mean, now in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(now, 1 - self.settings.average)
             kl = (ratio - 1 - log_ratio).mean()
         named = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl}
         return {name: float(x.detach()) for name, x in named.items()}
@@ -452,7 +461,7 @@ class PPO:
             return
         limit = self.settings.real_limit or gym.spec(self.settings.env).max_episode_steps or 1_000
         env = real_env(world_of(self.settings), max_episode_steps=limit)
-        policy = TrainedPolicy(self.network.eval(), greedy=self.settings.greedy)
+        policy = TrainedPolicy(self.averaged.eval(), greedy=self.settings.greedy)
         seeds = range(REAL_SEED, REAL_SEED + self.settings.real_episodes)
         lives = play_episodes(env, policy, seeds, "real episodes")
         env.close()
@@ -470,11 +479,12 @@ class PPO:
         found = mean_return(self.log[-self.settings.keep :])
         if not self.settings.keep or found >= self.best or self.update <= self.settings.keep:
             self.best = found
-            save_network(self.out / "policy.safetensors", self.network, self.card())
+            save_network(self.out / "policy.safetensors", self.averaged, self.card())
             write_text(self.out / "policy.json", json.dumps(self.card(), indent=1) + "\n")
         state = {
             "settings": {name: str(x) for name, x in asdict(self.settings).items()},
             "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "update": self.update,
@@ -497,6 +507,7 @@ class PPO:
             was = {name: state["settings"].get(name) for name in changed}
             raise ValueError(f"--out {self.out} holds a run with other settings ({was}): choose another folder")
         self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
         self.update, self.seconds, self.log = state["update"], state["seconds"], state["log"]

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 import inferix_env
 from agents import ppo
@@ -193,6 +194,21 @@ def test_a_guard_cuts_training_episodes_where_the_dream_is_doubtful(tiny, tmp_pa
     assert trusting.play(np.zeros(4, np.int64))[3].sum() == trusting.tally.ends
 
 
+def test_the_written_policy_has_the_running_mean_of_the_weights(tiny, tmp_path):
+    run = PPO(settings(tmp_path / "run", tiny, average=0.9))
+    batch = run.begin() or run.collect(tqdm(disable=True))
+    first, mean = run.network.policy.bias.detach().clone(), run.averaged.policy.bias.detach().clone()
+    assert torch.equal(first, mean)
+    for rows in (torch.arange(16), torch.arange(16, 32)):
+        run.gradient(batch, rows)
+        mean = 0.9 * mean + 0.1 * run.network.policy.bias.detach()
+    assert torch.allclose(run.averaged.policy.bias, mean, atol=1e-7)
+    assert not torch.allclose(run.network.policy.bias, mean, atol=1e-5)
+    run.log = [{"steps": 0, "return": 0.0, "ends": 0, "real_return": None}]
+    run.save()
+    assert torch.equal(load_network(tmp_path / "run" / "policy.safetensors")[0].policy.bias, run.averaged.policy.bias)
+
+
 class Bright(gym.Env):
     """Pays 1 for the action that the picture shows: dark 0, bright 1. What a learner must be able to learn."""
 
@@ -246,6 +262,7 @@ def test_it_learns_what_a_picture_says(tiny, tmp_path, monkeypatch):
         (["--out", "x", "--env", "inferix_env/World-v0"], "--world"),
         (["--out", "x", "--num-envs", "0"], "--num-envs 0"),
         (["--out", "x", "--shape", "health"], "health=0.05"),
+        (["--out", "x", "--average", "1"], "--average 1"),
         (["--out", "x", "--mirror", "left"], "--mirror"),
         (["--out", "x", "--real", "--starts", "midway"], "openings"),
         (["--out", "x", "--real", "--soft-ends"], "for dreams"),
