@@ -87,7 +87,7 @@ class Settings:
         real_every: updates between two looks at the real env; 0 for none.
         real_episodes: how many are played there.
         real_limit: steps after which they are cut; by default what the id says, or 1,000.
-        greedy: the likeliest action in place of a drawn one, in the real env.
+        greedy: the likeliest action in place of a drawn one, in the real env; the policy's card says so, too.
         stack: frames that the network sees.
         inertia: added to the logit of the last discrete action (see `NetworkSpec`).
         bfloat16: compute convolutions in it while learning (for CPUs with AVX-512-BF16 or AMX).
@@ -519,6 +519,7 @@ class PPO:
         return {
             "world": world_of(self.settings),
             "learned_in": "the real env" if self.settings.real else "the dream",
+            "greedy": self.settings.greedy,
             "steps": self.steps,
             "seconds": round(self.seconds),
             "settings": settings,
