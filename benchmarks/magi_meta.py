@@ -73,11 +73,18 @@ class Asked(torch.nn.Module):
         return torch.zeros_like(latents), latents
 
 
+class Apart:
+    """A view whose rows see only themselves."""
+
+
 @dataclass(frozen=True)
 class Reached:
     """A view of nothing, which knows what chunks would see."""
 
     reach: tuple[int | None, ...]
+
+    def apart(self) -> Apart:
+        return Apart()
 
     def branches(self, copies: int, alone: int = 0) -> Reached:
         return Reached((*self.reach, *(1,) * alone))
@@ -101,11 +108,11 @@ def runs_of(spec: WorldSpec, step: Pass, worlds: int) -> list[Run]:
     guided(latents, step.times(frames).expand(worlds, -1), torch.zeros(worlds, frames), told, Reached(step.reach))
     made = []
     for rows, view, contexts in asked.runs:
-        reach = tuple(r for r in ((1,) if isinstance(view, Alone) else view.reach) if r is not None)
+        reach = tuple(r for r in ((1,) if isinstance(view, Apart) else view.reach) if r is not None)
         if len(reach) != len(contexts[0]):
             raise ValueError("its chunks see all chunks before them, so no two passes cost the same: give it ranges")
         prompted = tuple(tuple(c is prompt for c in row) for row in contexts)
-        made.append(Run(rows, reach, prompted, isinstance(view, Alone), step.commit and not isinstance(view, Alone)))
+        made.append(Run(rows, reach, prompted, isinstance(view, Apart), step.commit and not isinstance(view, Apart)))
     return made
 
 
@@ -155,7 +162,7 @@ def step_size(sizes: MagiSpec) -> float | None:
 def flight_of(spec: WorldSpec, run: Run, history: int, pool: Pool, worlds: int) -> Any:
     """The engine's view of a run of N worlds, whose histories are as long."""
     if run.alone:
-        return Alone()
+        return Alone(pool)
     size = (history + 1) * spec.block
     pages = [list(range(w * size, (w + 1) * size - spec.block)) for w in range(worlds)]
     into = [list(range((w + 1) * size - spec.block, (w + 1) * size)) if run.commits else [] for w in range(worlds)]

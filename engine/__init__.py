@@ -9,6 +9,7 @@ world = sim.open(start, seed=0)
 from typing import TYPE_CHECKING
 
 from engine.actions import ActionSpec, BinaryActions, ContinuousActions, DictActions, DiscreteActions, TextActions
+from engine.anywhere import AnyEngine, device_of, held, picture_of, prompt_context, scene, second_opinion, widen
 from engine.checks import check_start
 from engine.conditioning import Condition, Context
 from engine.engine import Engine
@@ -18,11 +19,16 @@ from engine.loading import read_card
 from engine.model import WorldModel
 from engine.noise import GivenNoise
 from engine.opening import load
+from engine.parallel.layout import Exchange
+from engine.parallel.links import Links
+from engine.parallel.planner import Plan, plan
+from engine.parallel.shapes import Shape, shape_at
 from engine.presets import PRESETS, Preset
 from engine.published import Rollout
-from engine.scenes import picture_of, prompt_context, scene
+from engine.ranks.faults import WorkerLost
+from engine.ranks.launch import ModelSource, ParallelConfig
 from engine.spec import KVPolicy, VariableSpec, WorldSpec
-from engine.uncertainty import held, second_opinion
+from engine.workers import ShardedEngine
 from engine.world import Block, Start, World
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ def __getattr__(name: str) -> type:
 __all__ = [
     "PRESETS",
     "ActionSpec",
+    "AnyEngine",
     "BinaryActions",
     "Block",
     "Condition",
@@ -49,26 +56,38 @@ __all__ = [
     "DictActions",
     "DiscreteActions",
     "Engine",
+    "Exchange",
     "GivenNoise",
     "KVPolicy",
+    "Links",
+    "ModelSource",
+    "ParallelConfig",
     "PixelEnv",
+    "Plan",
     "PoolFull",
     "Preset",
     "Rollout",
+    "Shape",
+    "ShardedEngine",
     "Start",
     "TextActions",
     "VariableSpec",
+    "WorkerLost",
     "World",
     "WorldModel",
     "WorldSpec",
     "check_start",
+    "device_of",
     "has_cuda",
     "held",
     "load",
     "picture_of",
+    "plan",
     "prompt_context",
     "read_card",
     "scene",
     "second_opinion",
     "set_threads",
+    "shape_at",
+    "widen",
 ]

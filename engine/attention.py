@@ -76,6 +76,34 @@ def attend_dense(q: Tensor, group: Group) -> Tensor:
     return (weights @ v).unflatten(0, (n, h)).transpose(1, 2)
 
 
+def attend_partial(q: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Attention over some of the keys, and what merging it with the others needs.
+
+    Returns:
+        output [N, S, h, d] as if there were no other keys, and float32 log-sum-exps of its scores [N, h, S].
+    """
+    flash = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256 and group.mask is None
+    if not flash and q.device.type != "cpu":
+        return attend_partial_reference(q, group)
+    q, k, v = (x.transpose(1, 2) for x in (q, group.keys, group.values))
+    if flash:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+    else:
+        bias = None if group.mask is None else q.new_zeros(group.mask.shape).masked_fill(~group.mask, -torch.inf)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
+    return out.transpose(1, 2), lse
+
+
+def attend_partial_reference(q: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """The same as `attend_partial`, written out in float32."""
+    scores = torch.einsum("bshd,bthd->bhst", q.float(), group.keys.float()) / q.shape[-1] ** 0.5
+    if group.mask is not None:
+        scores = scores.masked_fill(~group.mask, -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp()
+    return torch.einsum("bhst,bthd->bshd", weights, group.values.float()).to(q.dtype), lse
+
+
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, view: LayerView) -> Tensor:
     """The same as `attend`, written out query by query: softmax(q k^T / sqrt(d)) v."""
     parts = []

@@ -85,9 +85,10 @@ class Engine:
             kv_dtype=kv_dtype,
             host=max_worlds * self.need_host,
             summarise=self.policy.top_k > 0,
+            share=model.share,
         )
         kernel = None
-        if paged if paged is not None else spec.stream.tokens <= SMALL_PAGE:
+        if model.share.whole_pages and (paged if paged is not None else spec.stream.tokens <= SMALL_PAGE):
             code = KV_DTYPES[kv_dtype] if kv_dtype else None
             kernel = choose(model.device, model.dtype, spec.stream.width, spec.stream.tokens, code)
         self.runner = Runner(self.model, pool, self.policy, deterministic, self.need_host > 0, kernel)
@@ -229,6 +230,8 @@ class Engine:
     def snapshot(self, world: World) -> bytes:
         """Everything of a world in one blob: `restore` gives it back, here or in another process.
 
+        Where ranks share the world all call this together; rank 0 gets the blob, the others b"".
+
         Raises:
             ValueError: the world is closed.
         """
@@ -238,7 +241,8 @@ class Engine:
 
     def save(self, world: World, path: str | Path) -> None:
         """Write a world's snapshot to a file; an interrupted save leaves what was there."""
-        write_file(Path(path), self.snapshot(world))
+        if blob := self.snapshot(world):  # of several ranks the first has it
+            write_file(Path(path), blob)
 
     @torch.inference_mode()
     def restore(self, source: bytes | str | Path) -> World:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.conditioners.conditioner import Conditioner
 from engine.conditioning import Condition
+from engine.kv.share import WHOLE, Share
 from engine.models.heads import Heads, Silent
 from engine.spec import WorldSpec
 
@@ -48,6 +49,8 @@ class WorldModel:
     Attributes:
         dtype: precision of the denoiser, codec and heads; latents between passes stay fp32.
         conditioner: turns prompts and pictures into embeddings, where the denoiser reads such.
+        share: what is kept here of every page, where several ranks share them.
+        origin: the model as it was before ranks shared it.
     """
 
     spec: WorldSpec
@@ -57,10 +60,14 @@ class WorldModel:
     device: torch.device
     dtype: torch.dtype
     conditioner: Conditioner | None = None
+    share: Share = WHOLE
+    origin: WorldModel | None = None
 
     @cached_property
     def identity(self) -> str:
         """sha256 of the spec, the precision and every weight: worlds of one model can be told from another's."""
+        if self.origin is not None:
+            return self.origin.identity
         digest = hashlib.sha256(json.dumps([self.spec.to_dict(), str(self.dtype)], sort_keys=True).encode())
         for part in (self.denoiser, self.codec, self.heads):
             for name, x in sorted(part.state_dict().items()) if isinstance(part, nn.Module) else ():

@@ -18,6 +18,7 @@ from engine.codecs.wan_vae import WanVae
 from engine.conditioners.image import fit_image, read_image
 from engine.conditioning import Context
 from engine.engine import Engine
+from engine.parallel.tiles import alone
 from engine.world import Start
 
 # Latent frames after which the VAE's encoding of a picture followed by grey no longer changes (it looks back so far).
@@ -112,7 +113,7 @@ def encode(sim: Engine, clip: Tensor) -> Tensor:
     Raises:
         ValueError: the world was opened without its VAE.
     """
-    codec = sim.given.codec
+    codec = alone(sim.given.codec)  # one rank encodes, without the others
     if not isinstance(codec, WanVae | MagiVae):
         raise ValueError("pictures need the codec that the model was trained with: open the world with codec='vae'")
     made, _ = codec.encode_signal(clip[None].to(sim.given.device))

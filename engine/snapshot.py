@@ -21,6 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from engine.conditioning import Context
+from engine.kv.export import export
+from engine.kv.export import load as load_pages
 from engine.kv.policy import PageTable
 from engine.kv.pool import Pool
 from engine.noise import SeededNoise
@@ -32,14 +34,14 @@ LAST = ("latents", "head_state", "tail", "flight", "given")
 
 
 def pack(world: World, pool: Pool, settings: dict[str, Any]) -> bytes:
-    """The blob of an open world.
+    """The blob of an open world. Where ranks share its pages all call this together; others than the first get b"".
 
     Args:
         settings: what a reader must match, plain JSON: the model's identity, the policy, and so on.
     """
     if not isinstance(world.noise, SeededNoise):
         raise ValueError("a world with given noise has no snapshot: open it with a seed")
-    codec_state, tensors = flatten(world.codec_state)
+    codec_state, tensors = flatten(pool.share.whole_state(world.codec_state))
     state = {
         "seed": world.noise.seed,
         "block": world.block,
@@ -51,14 +53,17 @@ def pack(world: World, pool: Pool, settings: dict[str, Any]) -> bytes:
         "horizon": world.horizon,
         "reserved": world.reserved,
     }
-    tensors |= {f"pages.{name}": x for name, x in pool.export(world.table.pages).items()}
+    tensors |= {f"pages.{name}": x for name, x in export(pool, world.table.pages).items()}
+    if not pool.share.first:
+        return b""
     tensors["variables"], tensors["actions"] = torch.tensor(world.variables), torch.from_numpy(world.actions)
     state["contexts"], sources = contexts_of(world)
     tensors |= sources
     tensors |= {name: x for name in LAST if (x := getattr(world, name)) is not None}
     tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
     text = {"settings": json.dumps(settings, sort_keys=True), "state": json.dumps(state, sort_keys=True)}
-    return save(tensors, {"format": FORMAT, "version": str(VERSION), **text, "checksum": checksum(tensors, text)})
+    about = {"format": FORMAT, "version": str(VERSION), "made_on": pool.share.told}
+    return save(tensors, {**about, **text, "checksum": checksum(tensors, text)})
 
 
 def unpack(blob: bytes, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -124,12 +129,14 @@ def with_contexts(world: World, names: dict[str, Any], contexts: dict[int, Conte
     if names["now"] is not None:
         ending = tuple(contexts[i] for i in names["ending"])
         world.context = replace(contexts[names["now"]], ending=ending)
+        contexts = {**contexts, names["now"]: world.context}  # what is in flight reads the same one
     world.prompts = tuple(None if i is None else contexts[i] for i in names["prompts"])
 
 
 def revive(state: dict[str, Any], tensors: dict[str, Tensor], table: PageTable, pool: Pool) -> World:
     """A world of unpacked state, on the pages taken for it in its table; it still lacks its contexts."""
-    pool.load(table.pages, {name.removeprefix("pages."): x for name, x in tensors.items() if name.startswith("pages.")})
+    pages = {name.removeprefix("pages."): x for name, x in tensors.items() if name.startswith("pages.")}
+    load_pages(pool, table.pages, pages)
     here = {name: x.to(pool.device) for name, x in tensors.items()}
     return World(
         noise=SeededNoise(int(state["seed"])),
@@ -143,7 +150,7 @@ def revive(state: dict[str, Any], tensors: dict[str, Tensor], table: PageTable, 
         given=here.get("given"),
         horizon=state["horizon"],
         reserved=(state["reserved"][0], state["reserved"][1]),
-        codec_state=unflatten(state["codec_state"], here),
+        codec_state=pool.share.own_state(unflatten(state["codec_state"], here)),
         head_state=here.get("head_state"),
         ended=bool(state["ended"]),
     )

@@ -41,7 +41,7 @@ class HostArrays:
 
 
 class DeviceTensors:
-    """Torch tensors on a device, which pictures never leave."""
+    """Torch tensors on a device, which pictures never leave unless the engine runs on ranks of its own."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -50,8 +50,8 @@ class DeviceTensors:
         """See `HostArrays`. Stacked outside inference mode they are tensors that autograd takes."""
         if len({len(block.pictures) for block in blocks}) > 1:
             with torch.inference_mode(False):
-                return [block.pictures.clone() for block in blocks]
-        return list(torch.stack([block.pictures for block in blocks])) if blocks else []
+                return [block.pictures.to(self.device, copy=True) for block in blocks]
+        return list(torch.stack([block.pictures for block in blocks]).to(self.device)) if blocks else []
 
     def shown(self, frames: np.ndarray) -> Tensor:
         return torch.from_numpy(frames).to(self.device)

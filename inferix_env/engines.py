@@ -2,8 +2,8 @@
 
 An env claims as many seats as it has worlds, and the engine grows accordingly. The seats of an env that was closed or
 dropped are free again: its worlds are closed when seats are next claimed, not when the garbage collector comes by, for
-that may be in the middle of a step. Envs that share an engine are for one thread. Knows the engine; knows nothing of
-Gymnasium.
+that may be in the middle of a step. An engine on ranks of its own ends when the last env that has it is closed. Envs
+that share an engine are for one thread. Knows the engine; knows nothing of Gymnasium.
 """
 
 from __future__ import annotations
@@ -12,23 +12,51 @@ import os
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from engine import Context, Engine, PoolFull, Start, World, WorldModel, prompt_context
+from engine import (
+    AnyEngine,
+    Context,
+    Engine,
+    ModelSource,
+    ParallelConfig,
+    PoolFull,
+    ShardedEngine,
+    Start,
+    World,
+    WorldModel,
+    prompt_context,
+    widen,
+)
 
 Made = TypeVar("Made")
 # Prompts and scenes that stay at an engine though no world has them any more. One may take 100 MB.
 RECENT = 4
 
 
+@dataclass(frozen=True)
+class Sharded:
+    """A model that ranks of its own are to load and run.
+
+    Attributes:
+        stamp: tells the files of a world from those that it had before.
+    """
+
+    source: ModelSource
+    parallel: ParallelConfig
+    device: str
+    stamp: int = 0
+
+
 class SharedEngine:
     """An engine, the seats taken at it, the worlds of envs that left, and what was made of prompts and pictures."""
 
-    def __init__(self, model: WorldModel, num_seats: int, options: dict[str, Any]):
+    def __init__(self, model: WorldModel | Sharded, num_seats: int, options: dict[str, Any]):
         self.model = model  # alive as long as this is, so that its id is nobody else's
-        self.engine = Engine(model, max_worlds=num_seats, **options)
+        self.engine = engine_of(model, num_seats, options)
         self.num_seats = 0
         self.left: deque[list[World | None]] = deque()
         self.contexts: weakref.WeakValueDictionary[str, Context] = weakref.WeakValueDictionary()
@@ -49,6 +77,27 @@ class SharedEngine:
                     self.engine.close(world)
             self.num_seats -= len(worlds)
 
+    def rest(self) -> None:
+        """End the ranks of an engine at which nobody sits any more."""
+        if isinstance(self.engine, ShardedEngine):
+            self.sweep()
+            if not self.num_seats:
+                self.engine.shutdown()
+
+
+def engine_of(model: WorldModel | Sharded, num_seats: int, options: dict[str, Any]) -> AnyEngine:
+    """An engine in this process, or on ranks of its own."""
+    if isinstance(model, Sharded):
+        return ShardedEngine(model.source, model.parallel, model.device, max_worlds=num_seats, **options)
+    return Engine(model, max_worlds=num_seats, **options)
+
+
+def recover(engine: AnyEngine) -> None:
+    """See `ShardedEngine.recover`."""
+    if not isinstance(engine, ShardedEngine):
+        raise RuntimeError("recover: this env's engine has no ranks of its own; make the env with parallel=")
+    engine.recover()
+
 
 # By model and settings, while an env holds them.
 ENGINES: weakref.WeakValueDictionary[tuple, SharedEngine] = weakref.WeakValueDictionary()
@@ -67,18 +116,18 @@ class Seats:
     """One env's places at a shared engine, each with a world or empty.
 
     Args:
-        model: what `worlds.model` returns.
+        model: what `worlds.model` returns, or what ranks are to load.
         num_seats: how many worlds the env may have open.
-        options: of the Engine, hashable: num_steps, policy, deterministic, kv_dtype.
+        options: of the engine, hashable: num_steps, policy, deterministic, kv_dtype.
 
     Raises:
         ValueError: the engine does not take these options.
     """
 
-    def __init__(self, model: WorldModel, num_seats: int, **options: Any):
-        key = (id(model), *sorted(options.items()))
+    def __init__(self, model: WorldModel | Sharded, num_seats: int, **options: Any):
+        key = (model if isinstance(model, Sharded) else id(model), *sorted(options.items()))
         shared = ENGINES.get(key)
-        if shared is None:
+        if shared is None or (isinstance(shared.engine, ShardedEngine) and shared.engine.lost):
             shared = ENGINES[key] = SharedEngine(model, num_seats, options)
         shared.claim(num_seats)
         self.shared, self.engine = shared, shared.engine
@@ -114,7 +163,7 @@ class Seats:
         self.close(seat)
         more = self.engine.pages_of(start) - self.engine.need
         if more > 0:  # a seat has room for what most worlds need; one that begins with a long video needs more
-            self.engine.pool.grow(self.engine.pool.reserved + self.engine.need + more)
+            widen(self.engine, self.engine.need + more)
         return self._sit(seat, self.engine.open(start, seed))
 
     def restore(self, seat: int, blob: bytes) -> World:
@@ -142,7 +191,9 @@ class Seats:
 
     def leave(self) -> None:
         """Give the seats back, and the worlds with them. Leaving twice is fine."""
-        self.finalizer()
+        if self.finalizer.alive:
+            self.finalizer()
+            self.shared.rest()
 
     def _sit(self, seat: int, world: World) -> World:
         self.worlds[seat] = world

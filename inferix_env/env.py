@@ -16,9 +16,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
-from engine import Preset, World
+from engine import ParallelConfig, Preset, World
 from inferix_env.actions import key_map, space_of
 from inferix_env.batches import chosen_seed
+from inferix_env.engines import recover
 from inferix_env.rewards import RewardFn, judged
 from inferix_env.settings import Settings, check_choice
 from inferix_env.snapshots import Snapshot
@@ -78,6 +79,9 @@ class WorldSimEnv(gym.Env):
             0 before the first step. The frames are the same with and without.
         guard_bound: truncate the episode when a signal exceeds it: a number for the one signal there is, or
             {signal: bound}.
+        parallel: run the model on several ranks, processes that this env starts and ends: an `engine.ParallelConfig`,
+            a number of ranks, or "auto" for one a GPU of this machine. All else is as on one device. Under torchrun
+            only rank 0's process goes on from here; the others serve it, and exit when it closes.
         extras: further ones of `engine.load` for checkpoints: lora, lora_alpha, numerics, prefer, text_device,
             text_cache.
 
@@ -108,11 +112,14 @@ class WorldSimEnv(gym.Env):
         size: tuple[int, int] | None = None,
         guard: str | Sequence[str] = (),
         guard_bound: float | Mapping[str, float] | None = None,
+        parallel: ParallelConfig | int | str | None = None,
         **extras: Any,
     ):
         check_choice("render_mode", render_mode, (None, *RENDER_MODES))
         common = world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
-        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras, guard, guard_bound)
+        self.settings = Settings(
+            *common, preset, prompt, image, base, codec, size, extras, guard, guard_bound, parallel
+        )
         self.folder, self.card = self.settings.find()
         self.seats = self.settings.claim(self.folder, num_worlds=1)
         self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
@@ -120,7 +127,7 @@ class WorldSimEnv(gym.Env):
         self.render_mode, self.reward_fn = render_mode, reward_fn
         self.metadata = {**type(self).metadata, "render_fps": max(1, round(self.world_spec.fps))}
         self.action_space = space_of(self.world_spec.actions)
-        self.frames_per_step = self.world_spec.block * self.engine.model.codec.frames_per_latent
+        self.frames_per_step = self.world_spec.block * self.world_spec.frames_per_latent
         self.observation_space = self.settings.observation_space(self.world_spec, self.frames_per_step)
         self.openings = self.settings.openings(self.folder, self.seats, self.frames_per_step)
         self.state: EpisodeState | None = None
@@ -221,6 +228,20 @@ class WorldSimEnv(gym.Env):
             frames, self.unrendered = self.unrendered, []
             return frames
         return None
+
+    def recover(self) -> None:
+        """Start new ranks after `engine.WorkerLost`, and go on where the last step ended, to the bit.
+
+        That takes `ParallelConfig(snapshot_every=k)`; without it there is no episode then: reset, or restore a
+        snapshot. Does nothing where no rank failed.
+
+        Raises:
+            RuntimeError: this env has no ranks of its own, or torchrun started them.
+        """
+        self._check_open()
+        recover(self.engine)
+        if self.state is not None and not self.state.world.open:
+            self.state = None
 
     @property
     def world(self) -> World | None:

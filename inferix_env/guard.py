@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import Block, Condition, Engine, World, held, second_opinion
+from engine import AnyEngine, Block, Condition, World, held, second_opinion
 from inferix_env.reference import Reference, reference_of
 
 SIGNALS = ("renoise", "latent", "action")
@@ -55,7 +55,7 @@ class Moment:
 
 
 # A signal of each world; world by world, so that a number does not depend on the worlds beside it.
-Signal = Callable[[Engine, Moment], list[float]]
+Signal = Callable[[AnyEngine, Moment], list[float]]
 
 
 class Unguarded:
@@ -63,7 +63,7 @@ class Unguarded:
 
     blank: Readings | None = None
 
-    def __init__(self, sim: Engine):
+    def __init__(self, sim: AnyEngine):
         self.sim = sim
 
     def step(
@@ -86,7 +86,7 @@ class Guard:
         forks: whether signals want the worlds as they stood before; the engine then needs room for as many again.
     """
 
-    def __init__(self, sim: Engine, signals: Mapping[str, Signal], bounds: Mapping[str, float], forks: bool):
+    def __init__(self, sim: AnyEngine, signals: Mapping[str, Signal], bounds: Mapping[str, float], forks: bool):
         self.sim, self.signals, self.bounds, self.forks = sim, dict(signals), dict(bounds), forks
         self.blank = dict.fromkeys(self.signals, 0.0)
 
@@ -107,7 +107,7 @@ class Guard:
         return held(self.sim, worlds) if self.forks else nullcontext(())
 
 
-def guard_of(sim: Engine, folder: Path, names: Sequence[str], bounds: Mapping[str, float]) -> Guard | Unguarded:
+def guard_of(sim: AnyEngine, folder: Path, names: Sequence[str], bounds: Mapping[str, float]) -> Guard | Unguarded:
     """The guard of these signals, or none.
 
     Raises:
@@ -166,7 +166,7 @@ def signal_of(name: str, reference: Reference | None) -> Signal:
 def renoise(level: float) -> Signal:
     """Root mean square of block less second opinion."""
 
-    def read(sim: Engine, moment: Moment) -> list[float]:
+    def read(sim: AnyEngine, moment: Moment) -> list[float]:
         blocks = torch.stack(list(moment.latents))
         again = second_opinion(sim, moment.before, moment.conditions, blocks, level)
         return [float(np.sqrt(np.square(x).mean())) for x in (again - blocks).cpu().double().numpy()]
@@ -182,7 +182,7 @@ def unusual(reference: Reference) -> Signal:
 def unread(reference: Reference) -> Signal:
     """Mean over the block's latent frames of what the probe misses of their actions."""
 
-    def read(sim: Engine, moment: Moment) -> list[float]:
+    def read(sim: AnyEngine, moment: Moment) -> list[float]:
         rows = zip(moment.past, moment.latents, moment.conditions, strict=True)
         return [reference.missed(past[-1:], latents, condition.actions) for past, latents, condition in rows]
 

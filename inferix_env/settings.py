@@ -13,9 +13,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from engine import Engine, Preset, WorldModel, WorldSpec, read_card
+from engine import AnyEngine, ModelSource, ParallelConfig, Preset, WorldModel, WorldSpec, read_card
 from inferix_env import worlds
-from inferix_env.engines import Seats
+from inferix_env.engines import Seats, Sharded
 from inferix_env.guard import Guard, Unguarded, bounds_of, check_guard, guard_of, needs_room
 from inferix_env.openings import Openings
 from inferix_env.rewards import RewardFn
@@ -56,6 +56,7 @@ class Settings:
     extras: Mapping[str, Any] = field(default_factory=dict)
     guard: str | Sequence[str] = ()
     guard_bound: float | Mapping[str, float] | None = None
+    parallel: ParallelConfig | int | str | None = None
 
     def __post_init__(self) -> None:
         check_choice("obs", self.obs, ("frame", "block"))
@@ -65,6 +66,8 @@ class Settings:
         if self.horizon is not None and self.horizon < 2:
             raise ValueError(f"max_episode_steps {self.horizon}: expected at least 2, or None")
         check_guard(self.signals, self.guard_bound, self.preset is not None)
+        if self.parallel is not None:
+            ParallelConfig.of(self.parallel)
         unknown = sorted(set(self.extras) - set(EXTRAS))
         if unknown:
             # In Python's own words: TorchRL reads them to learn that an env knows no frameskip.
@@ -91,7 +94,7 @@ class Settings:
         """What a guard is to read, by name."""
         return (self.guard,) if isinstance(self.guard, str) else tuple(self.guard)
 
-    def watch(self, folder: Path, sim: Engine) -> Guard | Unguarded:
+    def watch(self, folder: Path, sim: AnyEngine) -> Guard | Unguarded:
         """What steps the worlds, and reads the signals that were asked for.
 
         Raises:
@@ -115,9 +118,19 @@ class Settings:
         """The world's model, shared within the process."""
         if self.preset is None:
             return worlds.model(folder, self.device, self.dtype)
+        return worlds.published(self.world, self.device, self.dtype, preset=self.preset, **self._given())
+
+    def sharded(self, folder: Path, parallel: ParallelConfig) -> Sharded:
+        """The world's model as ranks are to load it."""
+        weights = folder / "model.safetensors" if self.preset is None else folder
+        place = folder if folder.exists() else self.world
+        source = ModelSource.of(place, self.dtype, self.preset, **self._given())
+        return Sharded(source, parallel, self.device, weights.stat().st_mtime_ns if weights.exists() else 0)
+
+    def _given(self) -> dict[str, Any]:
+        """What goes with a published checkpoint."""
         given = {"base": self.base, "codec": self.codec, "size": self.size and tuple(self.size), **self.extras}
-        given = {name: value for name, value in given.items() if value is not None}
-        return worlds.published(self.world, self.device, self.dtype, preset=self.preset, **given)
+        return {name: value for name, value in given.items() if value is not None}
 
     def claim(self, folder: Path, num_worlds: int) -> Seats:
         """Seats for so many worlds at the engine of these settings.
@@ -125,15 +138,19 @@ class Settings:
         Raises:
             ValueError: the device, the precision or the sizes are none that this machine or the engine has.
         """
+        seats = num_worlds * (2 if needs_room(self.signals) else 1)
+        common = {"deterministic": self.deterministic, "kv_dtype": self.kv_dtype}
+        if self.parallel is not None:
+            sharded = self.sharded(folder, ParallelConfig.of(self.parallel))
+            return Seats(sharded, seats, num_steps=self.num_steps, window=self.window, **common)
         model = self.model(folder)
         spec = model.spec
         return Seats(
             model,
-            num_worlds * (2 if needs_room(self.signals) else 1),
+            seats,
             num_steps=spec.num_steps if self.num_steps is None else self.num_steps,
             policy=spec.kv if self.window is None else replace(spec.kv, window=self.window),
-            deterministic=self.deterministic,
-            kv_dtype=self.kv_dtype,
+            **common,
         )
 
     def openings(self, folder: Path, seats: Seats, frames_per_step: int) -> Openings:

@@ -19,7 +19,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from engine import Block, Preset
+from engine import Block, ParallelConfig, Preset, device_of
 from inferix_env.actions import space_of
 from inferix_env.batches import (
     autoreset_mode_of,
@@ -32,6 +32,7 @@ from inferix_env.batches import (
     worlds_of,
 )
 from inferix_env.columns import DeviceTensors, HostArrays
+from inferix_env.engines import recover
 from inferix_env.env import check_alone
 from inferix_env.openings import Opening
 from inferix_env.rewards import RewardFn, judged
@@ -66,8 +67,8 @@ class WorldSimVectorEnv(VectorEnv):
         tensors: observations, rewards (float32), terminations, truncations and the frames in infos are torch tensors
             on the engine's device, which pictures never leave. `reward_fn` is given tensors too.
         world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype, preset,
-            prompt, image, base, codec, size, guard, guard_bound, extras: as for `WorldSimEnv`; `reward_fn` is asked
-            world by world. With `deterministic=False` a world's numbers depend, to rounding, on those beside it.
+            prompt, image, base, codec, size, guard, guard_bound, parallel, extras: as for `WorldSimEnv`; `reward_fn` is
+            asked world by world. With `deterministic=False` a world's numbers depend, to rounding, on those beside it.
 
     Raises:
         ValueError: an argument names nothing this machine or package has.
@@ -99,21 +100,24 @@ class WorldSimVectorEnv(VectorEnv):
         size: tuple[int, int] | None = None,
         guard: str | Sequence[str] = (),
         guard_bound: float | Mapping[str, float] | None = None,
+        parallel: ParallelConfig | int | str | None = None,
         **extras: Any,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs {num_envs}: expected at least 1")
         check_choice("render_mode of a vector env", render_mode, (None, *RENDER_MODES))
         common = world, device, dtype, num_steps, window, obs, max_episode_steps, reward_fn, deterministic, kv_dtype
-        self.settings = Settings(*common, preset, prompt, image, base, codec, size, extras, guard, guard_bound)
+        self.settings = Settings(
+            *common, preset, prompt, image, base, codec, size, extras, guard, guard_bound, parallel
+        )
         self.num_envs, self.render_mode, self.reward_fn = num_envs, render_mode, reward_fn
         self.autoreset_mode = autoreset_mode_of(autoreset_mode)
         self.folder, self.card = self.settings.find()
         self.seats = self.settings.claim(self.folder, num_worlds=num_envs)
         self.engine, self.world_spec = self.seats.engine, self.seats.engine.spec
         self.guard = self.settings.watch(self.folder, self.engine)
-        self.columns = DeviceTensors(self.engine.model.device) if tensors else HostArrays()
-        self.frames_per_step = self.world_spec.block * self.engine.model.codec.frames_per_latent
+        self.columns = DeviceTensors(device_of(self.engine)) if tensors else HostArrays()
+        self.frames_per_step = self.world_spec.block * self.world_spec.frames_per_latent
         self.openings = self.settings.openings(self.folder, self.seats, self.frames_per_step)
         fps = max(1, round(self.world_spec.fps))
         self.metadata = {**type(self).metadata, "render_fps": fps, "autoreset_mode": self.autoreset_mode}
@@ -212,6 +216,19 @@ class WorldSimVectorEnv(VectorEnv):
             raise ValueError(f"{len(seeds)} seeds for {len(onto)} forks: expected one for each, or None")
         for j, world in zip(onto, self.seats.fork(states[i].world, onto, seeds), strict=True):
             self.states[j], self.rngs[j] = replace(states[i], world=world), copy.deepcopy(self.rngs[i])
+
+    def recover(self) -> None:
+        """Start new ranks after `engine.WorkerLost`, and go on where the last step ended, to the bit.
+
+        That takes `ParallelConfig(snapshot_every=k)`; without it there is no episode then: reset, or restore a
+        snapshot. Does nothing where no rank failed.
+
+        Raises:
+            RuntimeError: this env has no ranks of its own, or torchrun started them.
+        """
+        self._check_open()
+        recover(self.engine)
+        self.states = [state if state is not None and state.world.open else None for state in self.states]
 
     def close_extras(self, **kwargs: Any) -> None:
         """Give the worlds' places back; Gymnasium may call this for an env whose construction failed."""

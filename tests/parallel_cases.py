@@ -10,7 +10,7 @@ from engine.parallel.shapes import Load, Sizes
 
 WAN = Sizes(30, 1560, 1536, 12, 12, 128, 8960, 6 * 1536**2 + 2 * 1536 * 8960, 512, 1_417_740_288, 64)
 WIDE = Sizes(40, 1560, 5120, 40, 40, 128, 13824, 6 * 5120**2 + 2 * 5120 * 13824, 512, 14_283_571_200, 64)
-MAGI = Sizes(34, 2025, 3072, 24, 8, 128, 12288, 3072 * (4 * 3072 + 2 * 1024 + 2 * 12288), 800, 4_454_350_848, 64)
+MAGI = Sizes(34, 2025, 3072, 24, 8, 128, 12288, 3072 * (4 * 3072 + 2 * 1024 + 2 * 12288), 800, 4_454_350_848, 64, True)
 BLOCK, LATE = Load(3, 18, 3 * 21), Load(6, 24, 6 * 30)  # 21 latent frames seen; five chunks of six
 ULYSSES, RING, PASS_Q, GATHER = "", "ring", "pass-q", "all-gather"
 SELECTED = Load(2, 5, 2 * 7, worlds=2, choices=9, commits=2)

@@ -10,7 +10,7 @@ import torch
 from benchmarks.formulas import parameters
 from benchmarks.models import MODELS
 from benchmarks.plan_ranks import LARGE, world_of
-from engine.kv.flight import Alone, FlightLayer
+from engine.kv.flight import AloneLayer, FlightLayer
 from engine.kv.paged import PagedLayer
 from engine.kv.pool import Pool
 from engine.models import magi, wan
@@ -114,6 +114,7 @@ def test_selection_and_quantised_commits_need_a_little_more():
     assert trade["page scores"] == ring["page scores"] == queries["page scores"] == 3 * 9 * 4
     assert gather["mean queries"] == ring["mean queries"] == 3 * 2 * 1536 * 4
     assert "page scores" not in gather
+    assert queries["mean queries"] == ring["mean queries"]
     assert "mean queries" not in trade
     assert ring["largest magnitudes"] == queries["largest magnitudes"] == 3 * 2 * 12 * 129 * 4
     assert "largest magnitudes" not in trade | gather
@@ -252,7 +253,7 @@ def test_staggered_calls_are_those_that_run(distill, window, monkeypatch):
     spec, shapes = sim.spec, [shape_at(sim.spec, w.table.length, sim.policy) for w in worlds]
     assert {s.history for s in shapes} == {len(w.table.pages) for w in worlds}
     made: list[tuple[int, int]] = []
-    for view in (FlightLayer, Alone):
+    for view in (FlightLayer, AloneLayer):
         monkeypatch.setattr(view, "extend", recorded(view, made))
     magi_sims.step(sim, worlds)
     tokens, shared = spec.stream.tokens, spec.denoiser.heads // spec.denoiser.kv_heads

@@ -20,6 +20,7 @@ import engine
 from benchmarks.parity.case import Case
 from benchmarks.parity.presets import preset_of
 from engine import Condition, Context, Engine, GivenNoise, Start, World
+from engine.kv.export import export
 from engine.kv.policy import PageTable
 
 
@@ -145,5 +146,5 @@ class Replay:
 
 def pages_of(sim: Engine, table: PageTable, pages: list[int]) -> dict[str, Tensor]:
     """Keys and values of a world's pages, [layers, T, S, h, d] a stream, and which positions they are of."""
-    stored = sim.pool.export(pages)
+    stored = export(sim.pool, pages)
     return {"positions": torch.tensor(table.positions), "origin": torch.tensor(table.origin), **stored}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.codecs.magi_vae_layers import Decoder, Encoder
-from engine.codecs.magi_vae_tiles import Cut, Tiling, cut_latents, cut_pixels, tiled
+from engine.codecs.magi_vae_tiles import Cut, MakeTiles, Tiling, cut_latents, cut_pixels, made, tiled
 from engine.codecs.video import all_frames
 from engine.published import MagiVaeSpec
 
@@ -57,9 +57,10 @@ class MagiVae(nn.Module):
         if tiles_at_once < 1:
             raise ValueError(f"tiles_at_once {tiles_at_once}: expected at least 1")
         self.spec, self.tiling, self.tiles_at_once = spec, tiling, tiles_at_once
+        self.make_tiles: MakeTiles = made  # another function may run some of them elsewhere
         self.frames_per_latent = spec.frames_per_latent
         for cut in (cut_latents, cut_pixels):
-            self._cuts(cut)  # refuses tiles that latents do not fit in
+            self.cuts(cut)  # refuses tiles that latents do not fit in
         if encoder:
             self.encoder = Encoder(spec)
         if decoder:
@@ -90,7 +91,7 @@ class MagiVae(nn.Module):
         Where tiles do not overlap by whole latents, they are put side by side as the published code does it.
         """
         self._check_latents(latents)
-        return continued(self._decode, self.frames_of, self._cuts(cut_latents)[0], latents, states)
+        return continued(self._decode, self.frames_of, self.cuts(cut_latents)[0], latents, states)
 
     def encode(
         self, frames: Tensor, states: Sequence[State] | None = None
@@ -114,7 +115,7 @@ class MagiVae(nn.Module):
     ) -> tuple[Tensor | list[Tensor], list[State]]:
         """As `encode`, from video [N, T, 3, H, W] in [-1, 1], or in uint8; tiles as for `signal`."""
         self._check_video(video)
-        return continued(self._encode, self.latents_of, self._cuts(cut_pixels)[0], video, states)
+        return continued(self._encode, self.latents_of, self.cuts(cut_pixels)[0], video, states)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,7 +123,7 @@ class MagiVae(nn.Module):
 
     def frames_of(self, latents: int) -> int:
         """Frames of a clip of so many latents."""
-        return sum(self._cuts(cut_latents)[0].shown(latents))
+        return sum(self.cuts(cut_latents)[0].shown(latents))
 
     def latents_of(self, frames: int) -> int:
         """Latents of a clip of so many frames.
@@ -130,7 +131,7 @@ class MagiVae(nn.Module):
         Raises:
             ValueError: one of its tiles would have too few frames.
         """
-        time, rate = self._cuts(cut_pixels)[0], self.frames_per_latent
+        time, rate = self.cuts(cut_pixels)[0], self.frames_per_latent
         pieces = time.pieces(frames)
         if any(1 < n < rate for n in pieces):
             raise ValueError(
@@ -141,8 +142,8 @@ class MagiVae(nn.Module):
 
     def _decode(self, latents: Tensor) -> Tensor:
         """[N, F, C, h, w] -> [N, T, 3, H, W]."""
-        z, cuts = latents.float().transpose(1, 2) / self.spec.factor, self._cuts(cut_latents)
-        return tiled(self._decode_tiles, z, cuts, chained=False, at_once=self.tiles_at_once).transpose(1, 2)
+        z, cuts = latents.float().transpose(1, 2) / self.spec.factor, self.cuts(cut_latents)
+        return self._tiled(self._decode_tiles, z, cuts, chained=False).transpose(1, 2)
 
     def _decode_tiles(self, z: Tensor) -> Tensor:
         """[B, C, t, h, w] -> [B, 3, T, H, W]."""
@@ -152,8 +153,8 @@ class MagiVae(nn.Module):
     def _encode(self, video: Tensor) -> Tensor:
         """[N, T, 3, H, W] -> [N, F, C, h, w]."""
         self.latents_of(video.shape[1])  # refuses tiles of too few frames
-        x, cuts = video.transpose(1, 2), self._cuts(cut_pixels)
-        means = tiled(self._encode_tiles, x, cuts, chained=True, at_once=self.tiles_at_once)
+        x, cuts = video.transpose(1, 2), self.cuts(cut_pixels)
+        means = self._tiled(self._encode_tiles, x, cuts, chained=True)
         return means.transpose(1, 2) * self.spec.factor
 
     def _encode_tiles(self, video: Tensor) -> Tensor:
@@ -165,7 +166,10 @@ class MagiVae(nn.Module):
         means = self.encoder(signal.to(self.dtype)).float()
         return means[:, :, :1] if still else means
 
-    def _cuts(self, cut: Callable[[int, float, int], Cut]) -> tuple[Cut, Cut, Cut]:
+    def _tiled(self, run: Callable[[Tensor], Tensor], x: Tensor, cuts: Sequence[Cut], chained: bool) -> Tensor:
+        return tiled(run, x, cuts, chained=chained, at_once=self.tiles_at_once, make=self.make_tiles)
+
+    def cuts(self, cut: Callable[[int, float, int], Cut]) -> tuple[Cut, Cut, Cut]:
         """How time, height and width are cut. A single latent, or frame, makes one of the other."""
         tiling, spec = self.tiling, self.spec
         side = cut(tiling.pixels, tiling.overlap, spec.scale)
@@ -188,7 +192,7 @@ class MagiVae(nn.Module):
             )
 
     def _check_joins(self, cut: Callable[[int, float, int], Cut], x: Tensor) -> None:
-        for axis, length in zip(self._cuts(cut), (x.shape[1], *x.shape[3:]), strict=True):
+        for axis, length in zip(self.cuts(cut), (x.shape[1], *x.shape[3:]), strict=True):
             axis.check(length)
 
 

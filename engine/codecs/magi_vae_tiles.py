@@ -85,6 +85,10 @@ class Cut:
             )
 
 
+# (run, x, cuts, at_once) -> what `run` makes of every tile, in order; see `made`.
+MakeTiles = Callable[[Callable[[Tensor], Tensor], Tensor, Sequence[Cut], int], Iterator[Tensor]]
+
+
 def cut_latents(tile: int, overlap: float, scale: int) -> Cut:
     """Tiles of an axis of latents, each of which makes `scale` pixels. Args: tile: in pixels."""
     size = whole_latents(tile, scale)
@@ -114,6 +118,7 @@ def tiled(
     *,
     chained: bool,
     at_once: int,
+    make: MakeTiles,
 ) -> Tensor:
     """[N, C, T, H, W] -> [N, C', ...], tile by tile.
 
@@ -124,9 +129,10 @@ def tiled(
         cuts: of time, height and width.
         chained: blend with a neighbour as it was blended itself; else as the model made it.
         at_once: the most tiles B that one run takes.
+        make: runs the tiles, such as `made`.
     """
     shown = [cut.shown(length) for cut, length in zip(cuts, x.shape[2:], strict=True)]
-    raws = made(run, x, corners(cuts, x.shape[2:]), at_once)
+    raws = make(run, x, cuts, at_once)
     ends = [list(accumulate(lengths)) for lengths in shown]
     out = torch.empty(0)
     for place, tile in blends(raws, [len(lengths) for lengths in shown], [cut.blend for cut in cuts], chained):
@@ -153,10 +159,15 @@ def corners(cuts: Sequence[Cut], size: Sequence[int]) -> list[tuple[slice, ...]]
     return list(product(*axes))
 
 
-def made(
+def made(run: Callable[[Tensor], Tensor], x: Tensor, cuts: Sequence[Cut], at_once: int) -> Iterator[Tensor]:
+    """What the model makes of every tile, [N, C', t', h', w']."""
+    return ran(run, x, corners(cuts, x.shape[2:]), at_once)
+
+
+def ran(
     run: Callable[[Tensor], Tensor], x: Tensor, corners: Sequence[tuple[slice, ...]], at_once: int
 ) -> Iterator[Tensor]:
-    """What the model makes of every tile, [N, C', t', h', w']; neighbours of one size run together."""
+    """The same of some tiles; neighbours of one size run together."""
     for _, alike in groupby(corners, key=lambda corner: [side.stop - side.start for side in corner]):
         for some in batched(alike, max(1, at_once // len(x))):
             tiles = torch.cat([within(x, corner) for corner in some])

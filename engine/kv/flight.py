@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from engine.kv.parts import Part
 from engine.kv.pool import Pool, is_range, upload
 from engine.kv.view import Group, Turn
 
@@ -41,6 +42,7 @@ class FlightView:
         frames: int,
     ):
         self.pool, self.into, self.firsts, self.blocks, self.frames = pool, into, firsts, blocks, frames
+        self.pages = pages
         self.num_worlds, self.history = len(pages), len(pages[0])
         one = self.num_worlds == 1 and pool.sliceable and not pool.host_capacity
         self.run = pages[0][0] if one and pages[0] and is_range(pages[0]) else None
@@ -54,6 +56,11 @@ class FlightView:
             reach: blocks that each block in flight sees, itself among them; None for all.
         """
         return Branches(self, 1, tuple(reach))
+
+    @cached_property
+    def listed(self) -> Tensor:
+        """The numbers of all pages that are seen, world after world."""
+        return upload([page for row in self.pages for page in row], self.pool.device)
 
     @cached_property
     def rotary(self) -> Tensor:
@@ -101,9 +108,13 @@ class Branches:
         """
         return Branches(self.view, copies, (*self.reach, *(1,) * alone))
 
+    def apart(self) -> Alone:
+        """A view for rows that see only themselves."""
+        return Alone(self.view.pool)
+
     def layer(self, index: int, stream: str = "self") -> FlightLayer:
         assert stream == "self", f"one stream, not {stream!r}"
-        return FlightLayer(self, index)
+        return self.view.pool.share.layer(FlightLayer(self, index))
 
 
 @dataclass(frozen=True)
@@ -118,17 +129,35 @@ class FlightLayer:
         view = self.branches.view
         k = turn(k) if turn else k
         view.keep(self.index, k, v)
-        past = view.past(self.index)
+        return self._groups(view.past(self.index), k, v, q.shape[1], view.pool.stream.tokens)
+
+    def part(self, k: Tensor, v: Tensor, groups: list[Group]) -> Part:
+        """What is kept here of all that the blocks' queries see; the history once, whatever the number of branches."""
+        pool = self.branches.view.pool
+        return Part(pool.stored(self.index, self.branches.view.listed), k, v, pool.stream.tokens)
+
+    def over(self, part: Part, queries: int, turn: Turn | None) -> list[Group]:
+        """The groups of so many queries over another rank's part."""
+        view = self.branches.view
+        keys, values = view.pool.shelf.layers[self.index].decoded(part.stored)
+        rows = (x.unflatten(0, (view.num_worlds, view.history)).flatten(1, 2) for x in (keys, values))
+        return self._groups(tuple(rows) if view.history else None, part.keys, part.values, queries, part.tokens)
+
+    def _groups(
+        self, past: tuple[Tensor, ...] | None, k: Tensor, v: Tensor, num_queries: int, tokens: int
+    ) -> list[Group]:
+        """What the queries of each block in flight see, where a latent frame has so many tokens."""
+        view = self.branches.view
         if past is not None:
             k, v = (
                 torch.cat([x.repeat(self.branches.copies, 1, 1, 1), y], 1) for x, y in zip(past, (k, v), strict=True)
             )
-        tokens, blocks = view.frames * view.pool.stream.tokens, len(self.branches.reach)
-        before, queries = view.history * view.pool.stream.tokens, q.shape[1] // blocks
+        size, blocks = view.frames * tokens, len(self.branches.reach)
+        before, queries = view.history * tokens, num_queries // blocks
         groups = []
         for i, reach in enumerate(self.branches.reach):
-            stop = before + (i + 1) * tokens
-            start = 0 if reach is None else max(0, stop - reach * tokens)
+            stop = before + (i + 1) * size
+            start = 0 if reach is None else max(0, stop - reach * size)
             groups.append(Group(slice(i * queries, (i + 1) * queries), k[:, start:stop], v[:, start:stop]))
         return groups
 
@@ -137,8 +166,23 @@ class FlightLayer:
 class Alone:
     """A view without history: every row sees itself, and nothing is kept."""
 
-    def layer(self, index: int, stream: str = "self") -> Alone:
-        return self
+    pool: Pool
+
+    def layer(self, index: int, stream: str = "self") -> AloneLayer:
+        return self.pool.share.layer(AloneLayer(self.pool))
+
+
+@dataclass(frozen=True)
+class AloneLayer:
+    """Any layer of it."""
+
+    pool: Pool
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn | None = None) -> list[Group]:
         return [Group(slice(None), turn(k) if turn else k, v)]
+
+    def part(self, k: Tensor, v: Tensor, groups: list[Group]) -> Part:
+        return Part({}, k, v, self.pool.stream.tokens)
+
+    def over(self, part: Part, queries: int, turn: Turn | None) -> list[Group]:
+        return [Group(slice(None), part.keys, part.values)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.kv.ahead import Ahead
+from engine.kv.parts import Part, Seen
 from engine.kv.policy import Reach
 from engine.kv.pool import HOST, Pool, is_range, upload
 from engine.kv.view import Group, PagedGroup, Turn
@@ -64,7 +65,7 @@ class PagedView:
         always = max(len(r.pages) for r in reaches) if span is None else span - top_k
         self.longest = always + top_k
         self.counts = [len(r.pages) + min(top_k, len(r.choice_pages)) for r in reaches]
-        self.firsts = firsts or [0] * len(reaches)
+        self.firsts, self.reaches = firsts or [0] * len(reaches), reaches
         whole = len(self.kept) == self.frames and not skip
         run = reaches[0].pages + in_flight[0]
         full = len(reaches) == 1 and len(reaches[0].pages) == self.longest and whole and self.kernel is None
@@ -108,11 +109,21 @@ class PagedView:
             self.padding = self.padding or min(self.counts) < self.longest
 
     def layer(self, index: int, stream: str = "self") -> PagedLayer:
-        return PagedLayer(self, index, stream)
+        return self.pool.share.layer(PagedLayer(self, index, stream), stream)
 
     def during(self, reach: Sequence[int | None]) -> PagedView:
         """The view of a pass: one block is in flight, and all passes see the same."""
         return self
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Which of the pages are no padding."""
+        return Seen(self.counts, self.longest, self.pool.device)
+
+    @cached_property
+    def listed(self) -> Tensor:
+        """The numbers of all pages that the layers see, world after world, [P]."""
+        return upload([page for r in self.reaches for page in r.pages], self.pool.device)
 
     @cached_property
     def rotary(self) -> Tensor:
@@ -164,7 +175,7 @@ class PagedView:
         if name not in self.buffers:
             if self.top_k and stream == "self":
                 pages, positions = self._chosen(layer, queries)
-                self.masks[name] = self.mask(positions, stream)
+                self.chosen[layer], self.masks[name] = pages, self.mask(positions, stream)
             else:
                 pages, self.masks[name] = self.pages, self._plain_mask(stream)
             self.buffers[name] = self._joined(*self._gathered(self.number(stream, layer), pages))
@@ -210,8 +221,8 @@ class PagedView:
 
     def _chosen(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """This layer's pages [N, T] in logical order, with the `top_k` best choices among them, and their positions."""
-        means = self.pool.means[layer][self.choice_rows]
-        scores = (queries.float().mean(1)[:, None] * means).sum((-2, -1))
+        counts = [len(r.choice_pages) for r in self.reaches]
+        scores = self.pool.share.scores(queries, self.pool.means[layer][self.choice_rows], counts)
         scores = scores.masked_fill(self.choice_positions < 0, -torch.inf)
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.top_k]
         positions = torch.cat([self.positions, self.choice_positions.gather(1, best)], dim=1)
@@ -253,6 +264,31 @@ class PagedLayer:
         if turn and self.kept.relative:
             keys = turn(keys, view.seen_positions)
         return [Group(slice(None), keys, values, view.masks.get((self.stream, self.index)))]
+
+    def part(self, k: Tensor, v: Tensor, groups: list[Group]) -> Part:
+        """What is kept here of all that the block's queries see, once `extend` has made these groups of it.
+
+        Keys that are stored as computed go as they are read, the block's behind the history's: nothing has to be
+        joined, or turned, where they arrive.
+        """
+        view, tokens = self.view, self.kept.tokens
+        if view.seen.full and view.pool.sliceable:
+            return Part({}, groups[0].keys, groups[0].values, tokens)
+        keys, values = (x[:, view.skip * tokens :] for x in (k, v))
+        pages = view.seen.real(view.chosen[self.index]) if view.top_k else view.listed
+        return Part(view.pool.stored(view.number(self.stream, self.index), pages), keys, values, tokens)
+
+    def over(self, part: Part, queries: int, turn: Turn | None) -> list[Group]:
+        """The groups of so many queries over another rank's part."""
+        if not part.stored:
+            return [Group(slice(None), part.keys, part.values)]
+        view = self.view
+        past = view.pool.shelf.layers[view.number(self.stream, self.index)].decoded(part.stored)
+        own = (part.keys, part.values)
+        keys, values = (torch.cat([view.seen.spread(x), y], dim=1) for x, y in zip(past, own, strict=True))
+        if turn and self.kept.relative:
+            keys = turn(keys, view.seen_positions)
+        return [Group(slice(None), keys, values, view.seen.mask(part.tokens, view.frames - view.skip))]
 
     def _seen(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """History and block, [N, (T + F) S, h, d]."""

@@ -9,11 +9,13 @@ Legend: P pages, S tokens of a latent frame, h heads, d head width, N T any shap
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from engine.kv.share import WHOLE, Share
 from engine.spec import KVStream
 
 # The largest magnitude of a code.
@@ -108,7 +110,9 @@ class QuantisedPages:
         pin: bool = False,
         code: torch.dtype = torch.int8,
         per_channel: bool = True,
+        share: Share = WHOLE,
     ):
+        self.largest = partial(share.largest, stream.name)
         shape = (num_pages, stream.tokens, stream.heads, stream.width)
         scale = (num_pages, 1, stream.heads, stream.width if per_channel else 1)
         self.dtype, self.code = dtype, code
@@ -127,11 +131,10 @@ class QuantisedPages:
 
     def write(self, index: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [*index, S, h, d], encoded."""
-        for x, codes, scales, axes in (
-            (keys, self.keys, self.key_scales, self.axes),
-            (values, self.values, self.value_scales, (-3, -1)),
-        ):
-            scale = scale_of(x, axes, LIMITS[self.code])
+        found = self.largest((magnitude(keys, self.axes), magnitude(values, (-3, -1))))
+        stores = ((keys, self.keys, self.key_scales), (values, self.values, self.value_scales))
+        for (x, codes, scales), largest in zip(stores, found, strict=True):
+            scale = scale_of(largest, LIMITS[self.code])
             codes[index], scales[index] = encode(x, scale, self.code), scale
 
     def raw(self) -> dict[str, Tensor]:
@@ -153,9 +156,13 @@ class QuantisedPages:
         return made[0], made[1]
 
 
-def scale_of(x: Tensor, axes: tuple[int, ...], limit: float) -> Tensor:
-    """The float16 scale by which the largest magnitude over `axes` becomes `limit` at most."""
-    largest = x.float().abs().amax(axes, keepdim=True)
+def magnitude(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The largest magnitude over some axes, which stay, float32."""
+    return x.float().abs().amax(axes, keepdim=True)
+
+
+def scale_of(largest: Tensor, limit: float) -> Tensor:
+    """The float16 scale by which a largest magnitude becomes `limit` at most."""
     return (largest / limit * (1 + 2**-10)).clamp(2**-24, 65504).half()
 
 

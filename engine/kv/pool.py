@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.kv.pages import Pages, PlainPages, QuantisedPages
+from engine.kv.pages import Pages, PlainPages, QuantisedPages, taken
+from engine.kv.share import WHOLE, Share
 from engine.spec import KVStream
 
 HOST = 1 << 40
@@ -63,6 +64,7 @@ class Pool:
         per_channel: with codes, one scale for each channel of a page's keys, not one for all.
         host: pages in host memory.
         summarise: keep every page's mean key, for a top-k policy to choose by.
+        share: what is kept here of every page.
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class Pool:
         per_channel: bool = True,
         host: int = 0,
         summarise: bool = False,
+        share: Share = WHOLE,
     ):
         if kv_dtype is not None and kv_dtype not in KV_DTYPES:
             raise ValueError(f"kv_dtype {kv_dtype!r}: expected None or one of {list(KV_DTYPES)}")
-        self.streams = (streams,) if isinstance(streams, KVStream) else tuple(streams)
+        self.share, self.whole = share, (streams,) if isinstance(streams, KVStream) else tuple(streams)
+        self.streams = tuple(share.stream(s) for s in self.whole)
         stream = self.stream = self.streams[0]
         starts = accumulate((s.layers for s in self.streams), initial=0)
         self.first_layer = {s.name: start for s, start in zip(self.streams, starts, strict=False)}
@@ -87,7 +91,7 @@ class Pool:
         self.capacity, self.slack, self.host_capacity = capacity, slack, host
         kind: Callable[..., Pages] = partial(PlainPages, dtype=dtype)
         if kv_dtype is not None:
-            kind = partial(QuantisedPages, dtype=dtype, code=KV_DTYPES[kv_dtype], per_channel=per_channel)
+            kind = partial(QuantisedPages, dtype=dtype, code=KV_DTYPES[kv_dtype], per_channel=per_channel, share=share)
         pinned = device.type == "cuda"
         self.shelf = Shelf(partial(kind, device=device), self.streams, capacity + slack)
         self.host = Shelf(partial(kind, device=torch.device("cpu"), pin=pinned), self.streams, host)
@@ -149,14 +153,14 @@ class Pool:
         Raises:
             PoolFull: they are not there; the message gives both sizes in bytes.
         """
-        for wanted, capacity, taken, where in (
+        for wanted, capacity, given, where in (
             (num_pages, self.capacity, self.reserved, "of KV cache"),
             (host, self.host_capacity, self.host_reserved, "of KV cache on the host"),
         ):
-            if wanted > capacity - taken:
-                size, left = wanted * self.page_bytes, (capacity - taken) * self.page_bytes
+            if wanted > capacity - given:
+                size, left = wanted * self.page_bytes, (capacity - given) * self.page_bytes
                 raise PoolFull(
-                    f"{what} needs {wanted} pages ({size:,} bytes) {where} and {capacity - taken} ({left:,} bytes) "
+                    f"{what} needs {wanted} pages ({size:,} bytes) {where} and {capacity - given} ({left:,} bytes) "
                     "are free: close a world, shorten the policy's window or memory, store 8-bit pages "
                     "(kv_dtype='int8'), or open the engine with a larger pool (max_worlds)"
                 )
@@ -187,12 +191,12 @@ class Pool:
 
     def retain(self, pages: list[int]) -> None:
         for page in pages:
-            shelf, place = self._place(page)
+            shelf, place = self.place(page)
             shelf.counts[place] += 1
 
     def release(self, pages: list[int]) -> None:
         for page in pages:
-            shelf, place = self._place(page)
+            shelf, place = self.place(page)
             assert shelf.counts[place] > 0, f"page {page} released twice"
             shelf.counts[place] -= 1
 
@@ -220,7 +224,7 @@ class Pool:
         if self.summarise:
             index = upload(pages, self.device)
             for layer, store in enumerate(self.shelf.layers[: self.stream.layers]):
-                self.means[layer, index] = store.gather(index)[0].float().mean(1)
+                self.means[layer, index] = self.mean(store.gather(index)[0])
 
     def range(self, layer: int, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Range access: keys and values [count, S, h, d] of a run of pages; views, unless pages hold codes."""
@@ -239,44 +243,27 @@ class Pool:
                 made[away] = theirs.to(self.device, non_blocking=True)
         return keys, values
 
+    def stored(self, layer: int, index: Tensor) -> dict[str, Tensor]:
+        """What is stored of any pages (int64 [P]), wherever they lie: copies [P, S, h, d] as they are stored."""
+        away = index >= HOST
+        made = {name: taken(x, index.masked_fill(away, 0)) for name, x in self.shelf.layers[layer].raw().items()}
+        if len(self.host.counts) and away.any():
+            places = (index[away] - HOST).cpu()
+            for name, x in self.host.layers[layer].raw().items():
+                made[name][away] = taken(x, places).to(self.device, non_blocking=True)
+        return made
+
     def row(self, page: int) -> int:
         """Where a page's mean key lies."""
         return page if page < HOST else len(self.shelf.counts) + page - HOST
 
-    def export(self, pages: list[int]) -> dict[str, Tensor]:
-        """What is stored of some pages, as it is stored: a tensor [layers, len(pages), ...] a stream, on the CPU."""
-        made: dict[str, Tensor] = {}
-        for stream in self.streams if pages else ():
-            for name in self.shelf.layers[0].raw():
-                rows = [torch.stack([self._stored(layer, name, p) for p in pages]) for layer in layers_of(self, stream)]
-                made[f"{stream.name}.{name}"] = torch.stack(rows).cpu()
-        if self.summarise:
-            made["means"] = self.means[:, [self.row(p) for p in pages]].cpu()
-        return made
+    def mean(self, keys: Tensor) -> Tensor:
+        """The part [P, h, d] that the tokens kept here have in their pages' mean keys."""
+        return keys.float().mean(1) * self.share.part
 
-    def load(self, pages: list[int], stored: dict[str, Tensor]) -> None:
-        """Put exported tensors into pages of this pool, wherever those lie."""
-        for stream in self.streams:
-            for name in self.shelf.layers[0].raw():
-                for i, page in enumerate(pages):
-                    shelf, place = self._place(page)
-                    for row, layer in enumerate(layers_of(self, stream)):
-                        shelf.layers[layer].raw()[name][place] = stored[f"{stream.name}.{name}"][row, i]
-        if self.summarise:
-            self.means[:, [self.row(p) for p in pages]] = stored["means"].to(self.device)
-
-    def _stored(self, layer: int, name: str, page: int) -> Tensor:
-        shelf, place = self._place(page)
-        return shelf.layers[layer].raw()[name][place].to(self.device)
-
-    def _place(self, page: int) -> tuple[Shelf, int]:
+    def place(self, page: int) -> tuple[Shelf, int]:
+        """Where a page lies."""
         return (self.shelf, page) if page < HOST else (self.host, page - HOST)
-
-
-def layers_of(pool: Pool, stream: KVStream) -> range:
-    """The numbers of a stream's layers in a pool."""
-    first = pool.first_layer[stream.name]
-    return range(first, first + stream.layers)
 
 
 def is_range(pages: list[int]) -> bool:

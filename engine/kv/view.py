@@ -18,12 +18,18 @@ from torch import Tensor
 from engine.kv.pool import is_range
 from engine.spec import KVPolicy
 
+ALL = slice(None)
+
 
 class Turn(Protocol):
     """Turns keys [N, F S, h, d] by their rotary positions."""
 
-    def __call__(self, keys: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Turned keys; of the block in flight by default, else of latent frames at integer positions [N, F]."""
+    def __call__(self, keys: Tensor, positions: Tensor | None = None, tokens: slice = ALL) -> Tensor:
+        """Turned keys; of the block in flight by default, else of latent frames at integer positions [N, F].
+
+        Args:
+            tokens: which of a latent frame's the keys are of, where positions are given.
+        """
         ...
 
 
@@ -45,7 +51,7 @@ class Group:
 
 @dataclass(frozen=True)
 class PagedGroup:
-    """Some of the block's queries, and a kernel that reads what they may see out of the pages.
+    """Some of the block's queries, and what attends for them: a kernel that follows the page table, or other ranks.
 
     Attributes:
         queries: which of the S queries.

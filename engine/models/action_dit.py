@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from engine.attention import LayerView
 from engine.conditioning import Condition
 from engine.models.layers import Layer, level_features, modulate
+from engine.models.seam import WHOLE, Seam
 from engine.rope import rotations
 from engine.spec import DenoiserSpec, WorldSpec
 
@@ -40,8 +41,9 @@ class ActionDiT(nn.Module):
         self.patch, self.heads, self.rope_base = d.patch, d.heads, d.rope_base
         self.grid = (rows // d.patch, columns // d.patch)
         self.width, self.head_width = d.width, d.width // d.heads
+        self.seam: Seam = WHOLE
         self.embed = nn.Linear(channels * d.patch**2, d.width)
-        self.place = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], d.width) * 0.02)
+        self.place = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], d.width).normal_() * 0.02)
         self.level = nn.Sequential(nn.Linear(d.width, d.width), nn.SiLU(), nn.Linear(d.width, d.width))
         self.action = nn.Sequential(nn.Linear(spec.actions.width, d.width), nn.SiLU(), nn.Linear(d.width, d.width))
         self.variables = nn.Linear(len(spec.variables), d.width) if spec.variables else None
@@ -67,18 +69,24 @@ class ActionDiT(nn.Module):
         Returns:
             prediction [N, F, C, H, W] and features [N, F, S, D], the tokens before the last projection.
         """
-        dtype, p = self.place.dtype, self.patch
+        dtype, p, cut = self.place.dtype, self.patch, self.seam.cut
         patches = rearrange(latents.to(dtype), "n f c (y p) (x q) -> n f (y x) (c p q)", p=p, q=p)
-        x = self.embed(patches) + self.place
+        x = self.embed(cut(patches, 2)) + cut(self.place, 0)
         steer = self.steer(times, condition, dtype)
-        cos, sin = rotations(positions, self.grid, self.head_width, self.rope_base)
-        rope = (cos.to(dtype).unsqueeze(2), sin.to(dtype).unsqueeze(2))  # the same for queries and keys
+        rope = self.turns(positions, dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, steer, rope, view.layer(index))
         shift, scale = self.final(steer).chunk(2, dim=-1)
         features = modulate(x, shift, scale)
-        out = rearrange(self.predict(features), "n f (y x) (c p q) -> n f c (y p) (x q)", y=self.grid[0], p=p, q=p)
-        return out, features
+        out = self.seam.join(self.predict(features), 2)
+        return rearrange(out, "n f (y x) (c p q) -> n f c (y p) (x q)", y=self.grid[0], p=p, q=p), features
+
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the tokens, [N, F S, 1, 1, d]: the same for queries and keys."""
+        made = rotations(positions, self.grid, self.head_width, self.rope_base)
+        frames = (x.to(dtype).unsqueeze(2).unflatten(1, (positions.shape[1], -1)) for x in made)
+        cos, sin = (self.seam.cut(x, 2).flatten(1, 2) for x in frames)
+        return cos, sin
 
     def steer(self, times: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor:
         """The adaLN condition of each latent frame, [N, F, D]."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from engine.models.seam import WHOLE, Seam
 from engine.spec import WorldSpec
 
 
@@ -39,6 +40,7 @@ class Heads(nn.Module):
     def __init__(self, spec: WorldSpec, hidden: int = 256):
         super().__init__()
         self.hidden = hidden
+        self.seam: Seam = WHOLE
         self.reward_scale: Tensor
         width, num_variables = spec.denoiser.width, len(spec.variables)
         self.num_variables = num_variables
@@ -52,7 +54,7 @@ class Heads(nn.Module):
 
     def summarise(self, features: Tensor) -> Tensor:
         """Tokens of one latent frame [B, S, D] -> head state [B, hidden]."""
-        return self.state(self.pool(features))
+        return self.state(self.pool(self.seam.join(features, 1)))
 
     def now(self, state: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Reward [B] of the committed block and, per variable, logits [B, K] over its changes."""

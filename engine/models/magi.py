@@ -20,6 +20,7 @@ from engine.conditioning import Condition, Context
 from engine.models.magi_embeddings import PromptEmbedding, Rope, TimeEmbedding
 from engine.models.magi_layers import CenteredNorm, Layer, Pass, plain_linear
 from engine.models.matrix_game import View
+from engine.models.seam import WHOLE, Seam
 from engine.published import MagiSpec
 
 
@@ -55,6 +56,7 @@ class MagiDiT(nn.Module):
     def __init__(self, spec: MagiSpec):
         super().__init__()
         self.spec = spec
+        self.seam: Seam = WHOLE
         self.x_embedder = plain_linear(spec.in_channels * spec.patch**2, spec.width)
         self.t_embedder = TimeEmbedding(spec)
         self.y_embedder = PromptEmbedding(spec)
@@ -94,12 +96,11 @@ class MagiDiT(nn.Module):
         patch, frames = self.spec.patch, latents.shape[1]
         grid = (latents.shape[3] // patch, latents.shape[4] // patch)
         steer = self._steer(times[:, :: frames // len(chunks[0])], condition)
-        shared = Pass(steer, self.rope(positions, grid), view, chunks)
+        shared = Pass(steer, self.rope(positions, grid, self.seam), view, chunks)
         tokens = self.videodit_blocks(self._patches(latents), shared)
         features = tokens.unflatten(1, (frames, -1))
-        out = rearrange(
-            self.final_linear(features), "n f (y x) (p q c) -> n f c (y p) (x q)", y=grid[0], p=patch, q=patch
-        )
+        out = self.seam.join(self.final_linear(features), 2)
+        out = rearrange(out, "n f (y x) (p q c) -> n f c (y p) (x q)", y=grid[0], p=patch, q=patch)
         return out[:, :, : self.spec.latent_channels] / self.spec.rescale, features
 
     def contextualise(self, text: Tensor) -> Context:
@@ -122,7 +123,8 @@ class MagiDiT(nn.Module):
         x, p = latents.float() * self.spec.rescale, self.spec.patch
         if self.spec.doubled:
             x = torch.cat([x, x], dim=2)
-        return self.x_embedder(rearrange(x, "n f c (y p) (x q) -> n (f y x) (c p q)", p=p, q=p)).to(self.dtype)
+        patches = self.seam.cut(rearrange(x, "n f c (y p) (x q) -> n f (y x) (c p q)", p=p, q=p), 2)
+        return self.x_embedder(patches.flatten(1, 2)).to(self.dtype)
 
     def _steer(self, times: Tensor, condition: Condition) -> Tensor:
         """The condition of each chunk [N, c, C] at times [N, c]."""

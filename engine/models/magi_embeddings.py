@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from engine.models.seam import WHOLE, Seam
 from engine.published import MagiSpec
 
 
@@ -84,9 +85,10 @@ class Rope(nn.Module):
         super().__init__()
         self.bands = nn.Parameter(10_000.0 ** -(torch.arange(spec.bands) / spec.bands))
 
-    def forward(self, positions: Tensor, grid: tuple[int, int]) -> Rotary:
+    def forward(self, positions: Tensor, grid: tuple[int, int], seam: Seam = WHOLE) -> Rotary:
         """Of latent frames at integer positions [N, F] on a grid of (rows, columns)."""
-        return Rotary(grid_angles(positions, grid, self.bands))
+        angles = grid_angles(positions, grid, self.bands).unflatten(1, (positions.shape[1], -1))
+        return Rotary(seam.cut(angles, 2).flatten(1, 2))
 
 
 def grid_angles(positions: Tensor, grid: tuple[int, int], bands: Tensor) -> Tensor:

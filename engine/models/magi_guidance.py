@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.conditioning import Condition, Context
-from engine.kv.flight import Alone, Branches
+from engine.kv.flight import Branches
 from engine.models.magi import MagiDiT
 from engine.published import Staggered
 from engine.stages import weights_at
@@ -67,19 +67,21 @@ class Guided(nn.Module):
             told = self._told(condition, none, dropped=(True,) * len(rows))
             plain, features = self.denoiser(*shown, told, view.branches(1))
             prompted = plain
-        alone = self._alone(shown, condition, [i for i, (history, _) in enumerate(pairs) if history != 1])
+        alone = self._alone(shown, condition, view, [i for i, (history, _) in enumerate(pairs) if history != 1])
         cut = zip(pairs, prompted.chunk(len(pairs), 1), plain.chunk(len(pairs), 1), strict=True)
         made = [combined(pair, a, b, alone.get(i)) for i, (pair, a, b) in enumerate(cut)]
         return torch.cat(made, dim=1), features[-len(latents) :]
 
-    def _alone(self, shown: tuple[Tensor, ...], condition: Condition, count: list[int]) -> dict[int, Tensor]:
+    def _alone(
+        self, shown: tuple[Tensor, ...], condition: Condition, view: Branches, count: list[int]
+    ) -> dict[int, Tensor]:
         """What the blocks that count tell of themselves, seeing no prompt and no other block."""
         if not count:
             return {}
         blocks, worlds = len(condition.levels), len(condition.chunks)
         apart = [torch.cat([x.chunk(blocks, 1)[i] for i in count]) for x in shown]
         rows = ((None,),) * (len(count) * worlds)
-        made, _ = self.denoiser(*apart, self._told(condition, rows, dropped=(True,) * len(rows)), Alone())
+        made, _ = self.denoiser(*apart, self._told(condition, rows, dropped=(True,) * len(rows)), view.apart())
         return dict(zip(count, made.split(worlds), strict=True))
 
     def _distilled(

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.kv.view import ALL
+from engine.models.seam import WHOLE, Seam
 from engine.rope import axis_widths
 
 # Cosines and sines, each [N, T, S or 1, 1, pairs]; a function makes them of integer positions [N, T].
@@ -65,16 +67,18 @@ class Rotary:
         positions: integer positions [N, T] of the latent frames in flight.
         turns: makes cosines and sines of positions.
         dtype: precision of the rotation.
+        seam: which of a frame's tokens the pass computes, where the turns are of tokens.
     """
 
-    def __init__(self, positions: Tensor, turns: TurnsOf, dtype: torch.dtype):
+    def __init__(self, positions: Tensor, turns: TurnsOf, dtype: torch.dtype, seam: Seam = WHOLE):
         self.of, self.dtype = turns, dtype
-        self.own = self._turns(positions)
+        cos, sin = self._turns(positions)
+        self.own = seam.cut(cos, 2), seam.cut(sin, 2)
         self.other: tuple[Tensor, Turns] | None = None
 
-    def __call__(self, keys: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Keys or queries [N, T S, h, d], turned: at the pass's own positions, or at others [N, T]."""
-        cos, sin = self.own if positions is None else self._at(positions)
+    def __call__(self, keys: Tensor, positions: Tensor | None = None, tokens: slice = ALL) -> Tensor:
+        """Keys or queries [N, T S, h, d], turned: at the pass's own positions, or at others [N, T] (see Turn)."""
+        cos, sin = self.own if positions is None else (x[:, :, tokens] for x in self._at(positions))
         return rotate_pairs(keys.unflatten(1, (cos.shape[1], -1)), cos, sin).flatten(1, 2)
 
     def _at(self, positions: Tensor) -> Turns:

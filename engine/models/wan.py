@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from engine.conditioning import Condition, Context
 from engine.models.matrix_game import Action, View, action_macs, action_rotary
 from engine.models.rotary import Rotary, grid_turns
+from engine.models.seam import WHOLE, Seam
 from engine.models.wan_layers import Head, ImageEmbedding, Layer, Pass, sinusoid
 from engine.published import WanSpec
 
@@ -31,6 +32,7 @@ class WanDiT(nn.Module):
     def __init__(self, spec: WanSpec):
         super().__init__()
         self.spec = spec
+        self.seam: Seam = WHOLE
         self.rotation = torch.float64 if spec.published else torch.float32
         width = spec.width
         self.patch_embedding = nn.Linear(spec.in_channels * spec.patch**2, width)
@@ -65,14 +67,17 @@ class WanDiT(nn.Module):
         dtype, patch = self.head.modulation.dtype, self.spec.patch
         latents = self._beside(latents.to(dtype), condition)
         grid = (latents.shape[3] // patch, latents.shape[4] // patch)
-        x = self.patch_embedding(rearrange(latents, "n f c (y p) (x q) -> n f (y x) (c p q)", p=patch, q=patch))
+        patches = rearrange(latents, "n f c (y p) (x q) -> n f (y x) (c p q)", p=patch, q=patch)
+        x = self.patch_embedding(self.seam.cut(patches, 2))
         level = self.time_embedding(sinusoid(times, self.spec.frequencies).to(dtype))
         steer = self.time_projection(level).unflatten(-1, (6, -1))
         turns = partial(grid_turns, grid=grid, width=self.spec.head_width, base=self.spec.rope_base)
-        shared = Pass(steer, Rotary(positions, turns, self.rotation), view, self._action(condition, positions, dtype))
+        rotary = Rotary(positions, turns, self.rotation, self.seam)
+        shared = Pass(steer, rotary, view, self._action(condition, positions, dtype))
         for layer, context in zip(self.blocks, condition.context, strict=True):
             x = layer(x, context, shared)
         out, features = self.head(x, level)
+        out = self.seam.join(out, 2)
         return rearrange(out, "n f (y x) (p q c) -> n f c (y p) (x q)", y=grid[0], p=patch, q=patch), features
 
     def contextualise(self, text: Tensor | None, image: Tensor | None, beside: Tensor | None = None) -> Context:

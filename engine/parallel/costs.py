@@ -25,6 +25,7 @@ from engine.parallel.layout import Layout, Numbers
 from engine.parallel.shapes import Load, Sizes
 
 LSE = 4  # bytes of a log-sum-exp: float32
+FLOAT = 4  # bytes of a float32 number
 SCORE = 4  # bytes of a page's score, of a mean query's channel, of a largest magnitude: float32
 
 Kind = Literal["all-to-all", "all-gather", "hop"]
@@ -54,7 +55,7 @@ def transfers(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> lis
     outer = {"": no_transfers, "ring": ring, "pass-q": pass_q, "all-gather": all_gather}[layout.exchange.outer]
     made += outer(layout, sizes, load, numbers)
     made += selection(layout, sizes, load)
-    return [*made, *scales(layout, sizes, load, numbers), *prediction(layout, sizes, load, numbers)]
+    return [*made, *scales(layout, sizes, load, numbers), *joined(layout, sizes, load, numbers)]
 
 
 def inner_transfers(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> list[Transfer]:
@@ -81,7 +82,7 @@ def shares(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> list[i
     plain = Numbers(numbers.computed)
     return [
         load.history * numbers.page(n, layout.keys, sizes.head_width)
-        + load.new * plain.page(n, layout.keys, sizes.head_width)
+        + (load.new - load.hidden) * plain.page(n, layout.keys, sizes.head_width)
         for n in layout.group
     ]
 
@@ -119,13 +120,13 @@ def selection(layout: Layout, sizes: Sizes, load: Load) -> list[Transfer]:
     """What a top-k policy's choice needs, so that all ranks choose the same pages: sums of parts, in the ranks' order.
 
     A page's score is its mean key times the block's mean query. Where keys are split, by head or token, scores are
-    summed; where queries are split by token and do not travel, mean queries are.
+    summed; where queries are split by token, mean queries are, before any of them travels.
     """
     exchange = layout.exchange
     if not load.choices or exchange.ranks == 1:
         return []
     made = []
-    if exchange.outer in ("ring", "all-gather"):
+    if exchange.outer:
         bytes_ = (exchange.groups - 1) * load.worlds * layout.queries * sizes.head_width * SCORE
         made.append(Transfer("mean queries", "all-gather", "outer", (bytes_,) * exchange.ranks))
     if exchange.ulysses > 1 or layout.sequence_sharded:
@@ -137,19 +138,30 @@ def selection(layout: Layout, sizes: Sizes, load: Load) -> list[Transfer]:
 
 def scales(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> list[Transfer]:
     """Where a page's tokens are split and it is quantised when it is committed: the largest magnitudes of the parts."""
-    if not layout.sequence_sharded or numbers.kv_dtype is None or not load.commits:
+    exchange, made = layout.exchange, []
+    if numbers.kv_dtype is None or not load.commits or exchange.ranks == 1:
         return []
-    bytes_ = (layout.exchange.groups - 1) * load.commits * layout.keys * (sizes.head_width + 1) * SCORE
-    return [Transfer("largest magnitudes", "all-gather", "outer", (bytes_,) * layout.exchange.ranks)]
+    if layout.sequence_sharded:
+        bytes_ = (exchange.groups - 1) * load.commits * layout.keys * (sizes.head_width + 1) * SCORE
+        made.append(Transfer("largest magnitudes", "all-gather", "outer", (bytes_,) * exchange.ranks))
+    if sizes.placed:
+        sent = ((exchange.ranks - 1) * load.commits * sizes.placed * SCORE,) * exchange.ranks
+        made.append(Transfer("largest magnitudes", "all-gather", "all", sent, sizes.placed_layers, per_layer=False))
+    return made
 
 
-def prediction(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> list[Transfer]:
-    """The tokens' predictions, to all, once a call: the loop of passes goes on the same on every rank."""
+def joined(layout: Layout, sizes: Sizes, load: Load, numbers: Numbers) -> list[Transfer]:
+    """What goes to all once a call, so that the loop of passes goes on the same on every rank: the tokens' predictions,
+    and of a committed block's last latent frame the features, where there are heads to read them."""
     others = layout.exchange.ranks - 1
     if not others:
         return []
-    sent = tuple(others * load.new * n * sizes.predicted * numbers.computed for n in layout.own)
-    return [Transfer("prediction", "all-gather", "all", sent, per_layer=False)]
+    each = sizes.predicted * (FLOAT if sizes.wide_prediction else numbers.computed)
+    made = {"prediction": load.new * each}
+    if sizes.features and load.commits:
+        made["features"] = load.worlds * sizes.features * numbers.computed
+    sent = {name: tuple(others * n * x for n in layout.own) for name, x in made.items()}
+    return [Transfer(name, "all-gather", "all", x, per_layer=False) for name, x in sent.items()]
 
 
 def attention_flops(layout: Layout, sizes: Sizes, load: Load) -> int:

@@ -4,8 +4,8 @@ Every way of sharing the ranks between an all-to-all and an outer exchange is pr
 refused with its reason.
 
 Seconds of a layer are those of its products, its attention and its traffic, on the rank that has most, and of transfers
-that nothing hides: all-to-alls are waited for; a hop is mostly hidden behind the attention of the hop before it, as far
-as that takes; an all-gather of new keys and values, behind the product that makes the queries.
+that nothing hides: all-to-alls and all-gathers are waited for; a hop is mostly hidden behind the attention of the hop
+before it, as far as that takes.
 """
 
 from __future__ import annotations
@@ -134,8 +134,7 @@ def load_seconds(setting: Setting, layout: Layout, load: Load) -> tuple[float, f
     seen = (load.history + load.new) * s.tokens * 2 * layout.keys * s.head_width * b
     attention = max(costs.attention_flops(layout, s, load) / m.attention, seen / m.hbm)
     made = costs.transfers(layout, s, load, setting.numbers)
-    queries = 2 * own * s.width * s.wide / m.linears
-    waiting = layer_waiting(setting, layout, made, attention, queries)
+    waiting = layer_waiting(setting, layout, made, attention)
     merging = (layout.exchange.groups - 1) * costs.merge_bytes(layout, s, load) / m.hbm
     computing = max(products + attention + merging, m.layer)
     once = sum(transfer_seconds(setting.links, layout.exchange, t) for t in made if not t.per_layer)
@@ -144,14 +143,11 @@ def load_seconds(setting: Setting, layout: Layout, load: Load) -> tuple[float, f
     return s.layers * computing + actions + waited, waited
 
 
-def layer_waiting(
-    setting: Setting, layout: Layout, made: list[costs.Transfer], attention: float, queries: float
-) -> float:
+def layer_waiting(setting: Setting, layout: Layout, made: list[costs.Transfer], attention: float) -> float:
     """Seconds of a layer in which nothing is computed.
 
     Args:
         attention: seconds of the layer's attention, of which each hop of a ring is a part.
-        queries: seconds of the product that makes queries.
     """
     total, kernel, exposed = 0.0, setting.machine.layer / KERNELS, setting.machine.exposed
     for t in (t for t in made if t.per_layer):
@@ -159,8 +155,6 @@ def layer_waiting(
         if t.kind == "hop":  # each behind the attention of the part before; kernels of short parts take their time too
             part = attention / layout.exchange.groups
             total += t.calls * max(exposed(seconds / t.calls, part), kernel - part)
-        elif t.name == "new keys and values":
-            total += exposed(seconds, queries)
         else:
             total += seconds
     return total

@@ -45,6 +45,7 @@ class Load:
         worlds: rows that choose pages of their own.
         choices: pages that are chosen from, over all worlds; 0 in passes that choose none.
         commits: latent frames that become history with this call.
+        hidden: latent frames in flight that none sees: pages stand for them.
     """
 
     new: int
@@ -53,6 +54,7 @@ class Load:
     worlds: int = 1
     choices: int = 0
     commits: int = 0
+    hidden: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Sizes:
         context: tokens of the prompt or picture that a layer reads.
         weights: numbers in all matrices; biases and norms, under 0.2 %, are not counted.
         predicted: numbers that a token's prediction has.
+        wide_prediction: these are float32, whatever the precision of the rest.
+        features: numbers of a token that heads read.
+        placed: scales of a page of a stream whose places stay within a rank: a Matrix-Game's mouse, over its layers.
+        placed_layers: how many these are.
     """
 
     layers: int
@@ -81,6 +87,10 @@ class Sizes:
     context: int
     weights: int
     predicted: int
+    wide_prediction: bool = False
+    features: int = 0
+    placed: int = 0
+    placed_layers: int = 0
 
     @property
     def wide(self) -> int:
@@ -107,7 +117,7 @@ def sizes_of(spec: WorldSpec) -> Sizes:
         weights += d.text_width * (d.width + d.condition_width)
         return Sizes(
             d.layers, s.tokens, d.width, d.heads, d.kv_heads, d.head_width, first, linears, d.text_tokens, weights,
-            d.out_channels * d.patch**2,
+            d.out_channels * d.patch**2, wide_prediction=True,
         )  # fmt: skip
     if isinstance(d, WanSpec):
         linears = 6 * d.width**2 + 2 * d.width * d.ffn
@@ -117,15 +127,17 @@ def sizes_of(spec: WorldSpec) -> Sizes:
         weights += (d.image_width**2 + d.image_width * d.width) if d.image_tokens else 0
         weights += (d.in_channels + d.out_channels) * d.patch**2 * d.width + action_weights(d)
         context = d.text_tokens + d.image_tokens
+        mouse = [x for x in spec.streams if x.name == "mouse"]
         return Sizes(
             d.layers, s.tokens, d.width, d.heads, d.heads, d.head_width, d.ffn, linears, context, weights,
-            d.out_channels * d.patch**2,
+            d.out_channels * d.patch**2, placed=sum(x.layers * x.heads * (x.width + 1) for x in mouse),
+            placed_layers=sum(x.layers for x in mouse),
         )  # fmt: skip
     linears, hidden = 12 * d.width**2, 4 * d.width
     weights = d.layers * (linears + 6 * d.width**2) + 7 * d.width**2 + s.tokens * d.width
     return Sizes(
         d.layers, s.tokens, d.width, d.heads, d.heads, d.head_width, hidden, linears, 0, weights,
-        spec.codec.channels * d.patch**2,
+        spec.codec.channels * d.patch**2, features=d.width,
     )  # fmt: skip
 
 
@@ -179,8 +191,11 @@ def loads(spec: WorldSpec, shapes: Sequence[Shape]) -> tuple[Load, ...]:
     if spec.staggered is None:
         count = spec.num_steps if spec.rollout is None else len(spec.rollout.steps)
         return tuple(single(shapes, chooses=i == 0, commits=i == count) for i in range(count + 1))
-    passes = [p for leg in legs(spec.staggered, flying=True) for p in leg.passes]
-    return tuple(load for p in passes for load in staggered(spec, shapes, p))
+    made: list[Load] = []
+    for step in (p for leg in legs(spec.staggered, flying=True) for p in leg.passes):
+        made += staggered(spec, shapes, step)
+        shapes = [grown(s, s.new, spec.kv) for s in shapes] if step.commit else shapes
+    return tuple(made)
 
 
 def single(shapes: Sequence[Shape], chooses: bool, commits: bool) -> Load:
@@ -189,6 +204,21 @@ def single(shapes: Sequence[Shape], chooses: bool, commits: bool) -> Load:
     history, pairs = sum(s.history for s in shapes), sum(s.new * (s.new + s.history) for s in shapes)
     choices = sum(s.choices for s in shapes) if chooses else 0
     return Load(new, history, pairs, len(shapes), choices, new if commits else 0)
+
+
+def rewriting(spec: WorldSpec, policy: KVPolicy, length: int, latents: int, origin: int = 0) -> Load:
+    """The call that passes a world's last clean latents once more under a new prompt (see `Runner.rewrite`).
+
+    Args:
+        length, origin: of its history.
+        latents: how many it keeps.
+    """
+    start = length - latents
+    whole = start <= origin or (spec.rollout is not None and spec.rollout.rewrite == "all")
+    skip = 0 if whole else policy.sink
+    seen = KVPolicy(policy.window, policy.sink).visible(length, start if whole else origin)
+    commits = sum(p >= start + skip for p in seen)
+    return Load(latents, skip, latents * latents, commits=commits, hidden=skip)
 
 
 def staggered(spec: WorldSpec, shapes: Sequence[Shape], step: Pass) -> list[Load]:
