@@ -94,10 +94,11 @@ def draw(sweeps: dict[str, list[Point]], config: RanksConfig, what: str) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
     handles = [figure.axes[0].plot([], [], "o", color=COLOURS[kind], label=kind)[0] for kind in COLOURS if kind in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    device = config.device
     title = {"time": "Time of a block", "efficiency": "Efficiency", "memory": "Memory of a device"}[what]
     figure.suptitle(
-        f"{title} over the number of devices, modelled, not measured: {config.machine.upper()}, {config.links} in "
-        f"nodes of {config.node} (dotted), {config.across} between"
+        f"{title} over the number of devices, modelled{'' if device.measured else ', not measured'}: {device.name}, "
+        f"{config.links} in nodes of {config.node} (dotted), {config.across} between"
     )
     return figure
 

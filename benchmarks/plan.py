@@ -12,6 +12,9 @@ and count have to be equal; where they are not, both are printed and the exit co
     operations   passes x a pass's (products and attention) + the codec's convolutions, at a full window
     lower bound  the longer of operations / 989 TF/s (dense bf16) and bytes read / 4.8 TB/s (H200; an H100 has 3.35)
 
+With --ranks, also which exchange so many devices should run a block with, by formula and published figures of links
+and devices (plan_ranks.py has more of it).
+
 MAGI-1's presets are planned by magi_plan.py, whose own command prints all of them. Writes the row as JSON with --out.
 """
 
@@ -27,9 +30,12 @@ import tyro
 from torch import nn
 
 from benchmarks import magi_plan
+from benchmarks.decoding import decoding_line
 from benchmarks.formulas import attention_flops, context_bytes, page_bytes, parameters
 from benchmarks.meta import META, Count, context_of, count_decode, count_pass, unfilled_denoiser
 from benchmarks.models import MAGI_MODELS, MODELS, VAE_PARAMETERS, magi_spec_of, spec_of, unfilled_codec
+from benchmarks.output import cut_short
+from benchmarks.plan_ranks import RanksConfig, of_option, rank_plan
 from engine.codecs.taehv import Taehv
 from engine.codecs.wan_vae import WanVae
 from engine.codecs.work import flops as codec_flops
@@ -62,6 +68,9 @@ class PlanConfig:
         kv_dtype: how pages are stored: int8, fp8, or as computed.
         codec: vae or tiny.
         steps, flight: of MAGI-1, denoising steps and chunks in flight; the preset's by default.
+        ranks: devices for one world's block; None leaves that part out.
+        links, across, node: what connects those of a node, and nodes, and how many are in one; see plan_ranks.py.
+        machine: what devices are; see plan_ranks.py.
         json: print the row as JSON and nothing else.
         out: where to write it.
     """
@@ -78,12 +87,19 @@ class PlanConfig:
     codec: str = "vae"
     steps: int | None = None
     flight: int | None = None
+    ranks: int | None = None
+    links: str = "nvlink4"
+    across: str = "ib-ndr"
+    node: int = 8
+    machine: str = "h200"
     json: bool = False
     out: Path | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch {self.batch}: expected 1 or more worlds")
+        if self.ranks is not None and self.ranks < 1:
+            raise ValueError(f"ranks {self.ranks}: expected 1 or more devices")
         if self.codec not in ("vae", "tiny"):
             raise ValueError(f"codec {self.codec!r}: expected 'vae' or 'tiny'")
         run = self.run
@@ -115,6 +131,14 @@ class PlanConfig:
         default = self.preset if self.preset in MODELS else "t2v-1.3b"
         size = (self.height or run.size[0], self.width or run.size[1])
         return spec_of(self.model or default, run, self.codec, size, "published")
+
+    @property
+    def on_ranks(self) -> RanksConfig:
+        """The devices, if there are several."""
+        return RanksConfig(
+            self.preset, ranks=self.ranks or 1, links=self.links, across=self.across, node=self.node,
+            machine=self.machine, worlds=self.batch, dtype=self.dtype, kv_dtype=self.kv_dtype,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -305,16 +329,26 @@ def show(row: dict[str, Any], compared: list[Check]) -> None:
 
 
 def main() -> None:
+    with cut_short():
+        run()
+
+
+def run() -> None:
     try:
         config = tyro.cli(PlanConfig, description=__doc__)
+        chosen = config.ranks and rank_plan(config.on_ranks, config.spec)
         row, compared = plan(config)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     wrong = [c.name for c in compared if c.formula != c.counted]
+    if not config.json:
+        show(row, compared)
+    if chosen:
+        row["on_ranks"] = [of_option(option) for option in (chosen.pick, *chosen.others)]
     if config.json:
         print(json.dumps(row | {"disagree": wrong}, indent=1))
-    else:
-        show(row, compared)
+    elif chosen:
+        print(f"\n{chosen}\n{decoding_line(config.spec, chosen.links.ranks, config.batch, config.dtype)}")
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(config.out, json.dumps(row, indent=1) + "\n")

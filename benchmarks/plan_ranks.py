@@ -12,10 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from benchmarks.decoding import decoding_line
+from benchmarks.machine_file import read_machine
 from benchmarks.models import spec_of
+from benchmarks.output import cut_short
 from engine.codecs.preview import Preview
 from engine.extras import Extras
 from engine.loading import read_card
@@ -24,6 +28,7 @@ from engine.parallel.layout import Numbers
 from engine.parallel.links import Links, published
 from engine.parallel.machines import Machine, machine
 from engine.parallel.planner import Plan, plan
+from engine.parallel.prices import Option
 from engine.parallel.shapes import Shape, shape_at
 from engine.parallel.simulate import RANKS, Beside, Point, sweep
 from engine.presets import preset
@@ -54,7 +59,7 @@ class RanksConfig:
         links: what connects those of a node: nvlink3, nvlink4, nvlink5, pcie4, pcie5, ...
         across: what connects nodes: ib-hdr, ib-ndr, ethernet-100g, ...
         node: devices of a node.
-        machine: h100, h200, b200, a100 or 4090.
+        machine: h100, h200, b200, a100 or 4090; or a file that benchmarks.kernels wrote, .json.
         memory: GB of a device that may be used; by default nine tenths of what it has.
         worlds: how many run in one call.
         length: latent frames that they have behind them.
@@ -111,7 +116,7 @@ class RanksConfig:
     @property
     def device(self) -> Machine:
         """The device, of which so much memory may be used."""
-        given = machine(self.machine)
+        given = read_machine(Path(self.machine)) if self.machine.endswith(".json") else machine(self.machine)
         return replace(given, memory=0.9 * given.memory if self.memory is None else self.memory * 1e9)
 
     @property
@@ -155,14 +160,17 @@ def shapes_of(config: RanksConfig, spec: WorldSpec) -> list[Shape]:
     return [shape_at(spec, config.length)] * config.worlds
 
 
-def rank_plan(config: RanksConfig) -> Plan:
+def rank_plan(config: RanksConfig, spec: WorldSpec | None = None) -> Plan:
     """The plan.
+
+    Args:
+        spec: of the world, where it is not one of the presets as they are.
 
     Raises:
         ValueError: the settings do not go together, or nothing fits.
     """
     config.check()
-    spec, device = config.spec, config.device
+    spec, device = spec or config.spec, config.device
     reserved = beside_of(spec).of(config.ranks)
     links = config.mesh(config.ranks)
     return plan(spec, shapes_of(config, spec), links, device.memory, device, config.numbers, reserved=reserved)
@@ -180,6 +188,14 @@ def rank_sweep(config: RanksConfig) -> list[Point]:
     return sweep(
         spec, shapes_of(config, spec), config.mesh, config.device, config.numbers, beside_of(spec), ranks
     )  # fmt: skip
+
+
+def of_option(option: Option) -> dict[str, Any]:
+    """An exchange as a row."""
+    given = {"exchange": str(option.exchange), "refused": option.refused}
+    numbers = {"ms": option.seconds * 1e3, "waiting_ms": option.waiting * 1e3, "calls": option.calls}
+    bytes_ = {"sent_bytes_of_a_rank": max(option.sent, default=0), "held_bytes_of_a_rank": option.memory}
+    return given if option.refused else given | numbers | bytes_
 
 
 def frames_a_second(spec: WorldSpec, seconds: float, worlds: int = 1) -> float:
@@ -200,14 +216,20 @@ def line(spec: WorldSpec, point: Point, worlds: int) -> str:
 
 
 def main() -> None:
-    try:
-        config = tyro.cli(RanksConfig, description=__doc__)
-        if not config.sweep:
-            print(rank_plan(config))
-            return
-        points, spec = rank_sweep(config), config.spec
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    with cut_short():
+        try:
+            show(tyro.cli(RanksConfig, description=__doc__))
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
+
+
+def show(config: RanksConfig) -> None:
+    """Print the plan, or the sweep."""
+    if not config.sweep:
+        print(rank_plan(config))
+        print(decoding_line(config.spec, config.ranks, config.worlds, config.dtype))
+        return
+    points, spec = rank_sweep(config), config.spec
     print(f"{config.preset}, {config.machine}, {config.links}, {config.across}: modelled, not measured\n")
     print(f"{'ranks':>5}  {'ms':>9}  {'frames/s':>7}  {'eff.':>5}  {'GB held':>7}  exchange")
     for point in points:
