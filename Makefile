@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: play test test-slow lint train bench evaluate clean help
+.PHONY: play test test-slow lint train bench evaluate report clean help
 
 play: $(VENV)/.has-play ## play a world in a window; with no display, a scripted agent plays into a clip
 	$(BIN)/python -m inferix_env.play $(ARGS)
@@ -37,6 +37,9 @@ bench: $(VENV)/.has-core ## a step, many worlds in one engine, the KV cache; row
 
 evaluate: $(VENV)/.has-evaluate ## dream against reality
 	$(BIN)/python -m inferix_env.evaluation --world doom-take-cover $(ARGS)
+
+report: $(VENV)/.has-evaluate ## fidelity, ranking and drift as one page
+	$(BIN)/python -m inferix_env.evaluation report --world doom-take-cover $(ARGS)
 
 clean: ## remove caches and builds; .venv, data/, runs/, out/ and worlds/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-import sys
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-import inferix_env.evaluation.__main__ as command
+import inferix_env.evaluation.world as command
 from engine import Condition, ContinuousActions, Engine, load
 from inferix_env.evaluation import (
     dream,
@@ -23,13 +23,14 @@ from inferix_env.evaluation import (
     metrics,
     policies,
     probe,
-    report,
     sections,
     tracks,
+    written,
 )
-from inferix_env.evaluation.__main__ import EvaluationConfig, evaluate, main
+from inferix_env.evaluation.__main__ import main
 from inferix_env.evaluation.dreaming import GROUP, context, context_length, opened, walk
 from inferix_env.evaluation.episodes import RealGame, pick_rows, require
+from inferix_env.evaluation.world import Config, evaluate
 from tests.worlds import TINY, make_world
 
 ENV = "tests.synthetic:tests/MovingSquare-v0"
@@ -250,7 +251,7 @@ def test_plain_values_are_strict_json():
 
 
 def test_tables_align_numbers_and_show_them_short():
-    text = report.table(["what", "x"], [["a", 0.12345], ["b", 12345.6]])
+    text = written.table(["what", "x"], [["a", 0.12345], ["b", 12345.6]])
     assert text.splitlines() == ["| what | x |", "| --- | --: |", "| a | 0.123 |", "| b | 12,346 |"]
 
 
@@ -462,7 +463,7 @@ def test_a_probe_learns_which_way_a_square_moved():
 
 
 def run(world: Path, out: Path, **changes) -> dict:
-    return evaluate(EvaluationConfig(world=str(world), env=ENV, out=out, quick=True, **changes))
+    return evaluate(Config(world=str(world), env=ENV, out=out, quick=True, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -494,7 +495,7 @@ def test_every_target_is_printed_with_pass_or_fail(world, tmp_path, capsys):
     results = run(world, tmp_path, only=("codec", "round-trip"))
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.endswith(("pass", "fail"))]
-    assert len(rows) == len(report.checks_of(results)) == 5
+    assert len(rows) == len(written.checks_of(results)) == 5
     assert "at least 33 dB" in printed
     assert f"of {len(rows)} targets met" in printed
 
@@ -509,15 +510,13 @@ def test_a_section_run_alone_measures_the_same_and_keeps_the_others(world, evalu
     assert list(fresh["sections"]) == ["codec"]
 
 
-def test_a_stop_keeps_the_sections_that_were_done(world, tmp_path, monkeypatch):
+def test_a_stop_keeps_the_sections_that_were_done(world, tmp_path, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(command.SECTIONS, "dream", replace(QUICK["dream"], measure=stop))
-    argv = ["evaluation", "--world", str(world), "--env", ENV, "--quick", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit, match="stopped"):
-        main()
+    assert main(["--world", str(world), "--env", ENV, "--quick", "--out", str(tmp_path)]) == 130
+    assert "stopped: sections" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "results.json").read_text())["sections"]) == ["codec"]
 
 
@@ -526,7 +525,7 @@ def test_the_card_takes_the_results_only_when_asked(tmp_path, monkeypatch):
     for name, section in QUICK.items():
         monkeypatch.setitem(command.SECTIONS, name, section)
     before = json.loads((folder / "world.json").read_text())
-    config = EvaluationConfig(world=str(folder), env=ENV, out=tmp_path / "out", only=("codec",), write_card=True)
+    config = Config(world=str(folder), env=ENV, out=tmp_path / "out", only=("codec",), write_card=True)
     evaluate(config)
     after = json.loads((folder / "world.json").read_text())
     assert [check["target"] for check in after["results"]["checks"]][:2] == ["at least 33 dB", "at least 0.7"]
@@ -542,26 +541,31 @@ def test_the_card_takes_the_results_only_when_asked(tmp_path, monkeypatch):
         (["--device", "cuda:63"], "CUDA devices"),
     ],
 )
-def test_a_bad_setting_is_one_clear_line(world, tmp_path, monkeypatch, arguments, message):
-    argv = ["evaluation", "--world", str(world), "--env", ENV, "--out", str(tmp_path), *arguments]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit, match=f"error: .*{message}") as stopped:
-        main()
-    assert "\n" not in str(stopped.value)
+@pytest.mark.parametrize("word", [[], ["world"]])
+def test_a_bad_setting_is_one_clear_line(world, tmp_path, capsys, word, arguments, message):
+    assert main([*word, "--world", str(world), "--env", ENV, "--out", str(tmp_path), *arguments]) == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_command_is_refused_with_those_there_are(capsys):
+    assert main(["fidelty"]) == 2
+    assert "expected one of world, fidelity, ranking, drift" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "compare" in capsys.readouterr().out
 
 
 def test_seeds_of_training_are_refused(world):
     data = {"env": ENV, "first_seed": 0, "num_seeds": 9_000}
     assert command.trained_seeds(data) == 10_000
-    command.check(EvaluationConfig(world=str(world)), data)
+    command.check(Config(world=str(world)), data)
     with pytest.raises(ValueError, match="seeds below 10000"):
-        command.check(EvaluationConfig(world=str(world), seed=9_999), data)
+        command.check(Config(world=str(world), seed=9_999), data)
     with pytest.raises(ValueError, match="give --env"):
-        command.check(EvaluationConfig(world=str(world)), {})
+        command.check(Config(world=str(world)), {})
 
 
 def test_by_default_the_page_is_among_the_docs():
-    places = command.find_places(EvaluationConfig())
+    places = command.find_places(Config())
     assert (places.page, places.pictures) == (Path("docs/results.md"), "images/evaluation/")
-    assert command.find_places(EvaluationConfig(quick=True)).page == Path("out/evaluation/results.md")
+    assert command.find_places(Config(quick=True)).page == Path("out/evaluation/results.md")

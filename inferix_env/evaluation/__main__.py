@@ -1,181 +1,61 @@
-"""python -m inferix_env.evaluation: a world against the real game, on real episodes it was never trained on.
+"""python -m inferix_env.evaluation COMMAND: how true a world is to its game, and how long it stays so.
 
-Writes results.json, pictures and a Markdown report, and prints every target with pass or fail. Every section is kept
-when it is done: after a stop, `--only` the others. `--help` lists every setting.
+    world      a world against fixed targets, section by section (also without the word: --world NAME)
+    fidelity   the dream against reality from the same frames under the same actions, over the horizon
+    ranking    whether the dream ranks policies as reality does
+    drift      a long free dream, scored as a stream
+    damage     how far known damage moves each scorer
+    lvbench    LV-Bench: text worlds led through captions, scored
+    report     fidelity, ranking and drift of a world as one HTML page and one JSON
+    compare    two JSONs: what changed beyond noise; exits 1 on a regression
+
+Each takes --help. Exit status: 2 for a wrong setting or input, 130 for Ctrl-C.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
+import importlib
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
 
-import torch
 import tyro
 
-from engine import Engine, WorldModel, read_card
-from inferix_env import worlds
-from inferix_env.evaluation import report
-from inferix_env.evaluation.dreaming import GROUP, check_world
-from inferix_env.evaluation.episodes import RealGame, require
-from inferix_env.evaluation.policies import find_sides
-from inferix_env.evaluation.sections import SECTIONS, run
-
-SectionName = Literal["codec", "dream", "free-run", "round-trip", "control", "termination"]
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Measure a world against the real game.
-
-    Attributes:
-        world: a shipped world's name, or a world folder.
-        env: the real env, a Gymnasium id or "module:id"; the one in the world's card by default.
-        frame_skip: env steps that an action is held; the card's by default.
-        out: folder for results.json, the pictures and results.md. By default docs/results.md and
-            docs/images/evaluation/; for a quick trial out/evaluation/.
-        quick: try the command out in a minute or so, on a few short episodes. The numbers say nothing.
-        only: sections to measure; all by default.
-        seed: first start seed of real episodes; sections take 1,000 seeds each from there.
-        sides: the actions (left, right); by default those that the world names so.
-        device: cpu, cuda or cuda:N.
-        dtype: what to compute in; by default what the device computes fast.
-        write_card: put the targets and their values into the world's world.json, as "results".
-    """
-
-    world: str = "doom-take-cover"
-    env: str | None = None
-    frame_skip: int | None = None
-    out: Path | None = None
-    quick: bool = False
-    only: tuple[SectionName, ...] = ()
-    seed: int = 10_000
-    sides: tuple[int, int] | None = None
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] | None = None
-    write_card: bool = False
+# The module of each command; it has `Config`, a dataclass, and `run(config) -> exit status`.
+COMMANDS = {
+    "world": "world",
+    "fidelity": "fidelity",
+    "ranking": "ranking",
+    "drift": "drifting",
+    "damage": "damage",
+    "lvbench": "lvbench.command",
+    "report": "report",
+    "compare": "compare",
+}
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where results go: the page, the folder of results.json and the pictures."""
-
-    page: Path
-    folder: Path
-
-    @property
-    def pictures(self) -> str:
-        """The folder as seen from the page, with a slash where it is another."""
-        seen = os.path.relpath(self.folder, self.page.parent)
-        return "" if seen == "." else Path(seen).as_posix() + "/"
-
-
-def find_places(config: EvaluationConfig) -> Places:
-    if config.out is None and not config.quick:
-        return Places(Path("docs/results.md"), Path("docs/images/evaluation"))
-    folder = (config.out or Path("out/evaluation")).expanduser()
-    return Places(folder / "results.md", folder)
-
-
-def trained_seeds(data: Mapping[str, Any]) -> int:
-    """The first start seed that training left alone, validation included; 0 where the card does not say."""
-    count = int(data.get("num_seeds", 0))
-    return int(data.get("first_seed", 0)) + count + count // 9
-
-
-def check(config: EvaluationConfig, data: Mapping[str, Any]) -> None:
-    """Raise ValueError for settings that contradict each other or the world."""
-    if config.env is None and "env" not in data:
-        raise ValueError(f"the card of {config.world} names no real env: give --env")
-    if config.quick and config.write_card:
-        raise ValueError("a quick trial's numbers are not for a card: give --quick or --write-card, not both")
-    if config.seed < trained_seeds(data):
-        raise ValueError(f"--seed {config.seed}: {config.world} was trained on seeds below {trained_seeds(data)}")
-    require("matplotlib", "evaluation")
-
-
-def describe(config: EvaluationConfig, folder: Path, card: Mapping[str, Any], model: WorldModel) -> dict[str, Any]:
-    """What the numbers depend on: results of one setting can be added to one another."""
-    data = card.get("data", {})
-    return {
-        "world": model.spec.name,
-        "env": config.env or data["env"],
-        "frame_skip": config.frame_skip or int(data.get("frame_skip", 1)),
-        "frame": list(model.spec.frame),
-        "weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        "trained_seeds": trained_seeds(data),
-        "seed": config.seed,
-        "quick": config.quick,
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-
-
-def machine(device: torch.device) -> str:
-    """The processor that computes, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def save(places: Places, results: dict[str, Any]) -> None:
-    report.write_json(places.folder / "results.json", results)
-    report.write(places.page, report.page(results, places.pictures))
-
-
-def evaluate(config: EvaluationConfig) -> dict[str, Any]:
-    """Measure the sections, keeping each as it is done; returns the results as plain JSON.
-
-    Raises:
-        ValueError: the world cannot be measured with these settings.
-    """
-    folder = worlds.find(config.world)
-    card = read_card(folder)
-    check(config, card.get("data", {}))
-    model = worlds.model(folder, config.device, config.dtype)
-    sides = config.sides or find_sides(model.spec, card)
-    check_world(model.spec, model)
-    setting, places = {**describe(config, folder, card, model), "sides": list(sides)}, find_places(config)
-    engine = Engine(model, max_worlds=GROUP, deterministic=False)  # the same groups every time: the same numbers
-    results = report.read_results(places.folder / "results.json", setting)
-    results |= {"machine": machine(model.device), "torch": torch.__version__, "date": date.today().isoformat()}
-    game = RealGame(setting["env"], model.spec, setting["frame_skip"])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return 0
+    name = given.pop(0) if given and not given[0].startswith("-") else "world"
+    if name not in COMMANDS:
+        return fail(f"error: no command {name!r}: expected one of {', '.join(COMMANDS)}", 2)
+    module = importlib.import_module(f"inferix_env.evaluation.{COMMANDS[name]}")
+    program = f"python -m inferix_env.evaluation {name}"
     try:
-        for name in [name for name in SECTIONS if name in (config.only or SECTIONS)]:
-            began = time.monotonic()
-            findings = run(name, engine, game, sides, config.seed, config.quick)
-            done = {**results["sections"], name: report.keep(places.folder, findings, time.monotonic() - began)}
-            results["sections"] = {key: done[key] for key in SECTIONS if key in done}
-            save(places, results)
-            print(f"{name}: {results['sections'][name]['seconds']:.0f} s", flush=True)
-    finally:
-        game.close()
-    if config.write_card:
-        report.write_json(folder / "world.json", {**card, "results": report.card_entry(results)})
-    report.print_targets(results)
-    print(f"wrote {places.page} and {places.folder}/results.json")
-    return results
-
-
-def main() -> None:
-    config = tyro.cli(EvaluationConfig, description=__doc__)
-    try:
-        evaluate(config)
+        return module.run(tyro.cli(module.Config, args=given, prog=program, description=module.__doc__))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped: sections that were done are kept; measure the others with --only")
+        return fail(f"error: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt as stop:
+        return fail(f"stopped: {stop}" if str(stop) else "stopped", 130)
+
+
+def fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

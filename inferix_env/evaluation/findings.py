@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from inferix_env.evaluation.measures import Measure
+
 
 @dataclass(frozen=True)
 class Check:
@@ -60,6 +62,15 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Clip:
+    """Moving frames uint8 [T, h, w, 3], so many a second, and what they show."""
+
+    frames: np.ndarray
+    fps: float
+    caption: str
+
+
 @dataclass
 class Findings:
     """One section of the report.
@@ -68,7 +79,8 @@ class Findings:
         method: how the numbers came about, with their definitions; Markdown.
         checks: numbers that have a target.
         numbers: all numbers, as plain JSON.
-        pictures: by file name without ending.
+        pictures, clips: by file name without ending.
+        measures: numbers with intervals, which `compare` compares.
     """
 
     title: str
@@ -77,6 +89,8 @@ class Findings:
     numbers: dict[str, Any] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     pictures: dict[str, Picture] = field(default_factory=dict)
+    clips: dict[str, Clip] = field(default_factory=dict)
+    measures: list[Measure] = field(default_factory=list)
 
 
 def plain(value: Any) -> Any:

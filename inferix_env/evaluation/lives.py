@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -24,12 +24,19 @@ class Asked:
         ended: whether the step ended the episode, bool [S].
         foretold: the reward if it does [S].
         paid: the real reward [S].
+        owner: which episode the step is of [S].
     """
 
     probabilities: np.ndarray
     ended: np.ndarray
     foretold: np.ndarray
     paid: np.ndarray
+    owner: np.ndarray
+
+    def of(self, episode: int) -> Asked:
+        """The steps of one episode."""
+        mine = self.owner == episode
+        return Asked(*(getattr(self, x.name)[mine] for x in fields(self)))
 
 
 def ask_all(engine: Engine, episodes: Sequence[Episode]) -> Asked:
@@ -37,12 +44,12 @@ def ask_all(engine: Engine, episodes: Sequence[Episode]) -> Asked:
     parts = []
     with tqdm(total=sum(e.steps for e in episodes), desc="ends along real episodes", unit="step", leave=False) as bar:
         for i in range(0, len(episodes), GROUP):
-            parts += ask(engine, episodes[i : i + GROUP], bar)
+            parts += ask(engine, episodes[i : i + GROUP], i, bar)
     return Asked(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def ask(engine: Engine, episodes: Sequence[Episode], bar: tqdm) -> list[tuple[np.ndarray, ...]]:
-    """For each step of a group: probabilities, ends, rewards foretold and paid, over those that got so far."""
+def ask(engine: Engine, episodes: Sequence[Episode], first: int, bar: tqdm) -> list[tuple[np.ndarray, ...]]:
+    """For each step of a group that begins with the `first`: the columns of `Asked`, over those that got so far."""
     out: list[tuple[np.ndarray, ...]] = []
     with opened(engine, [e.rows(0, 1) for e in episodes], range(len(episodes))) as worlds:
         for t in range(1, max(e.steps for e in episodes) + 1):
@@ -50,7 +57,8 @@ def ask(engine: Engine, episodes: Sequence[Episode], bar: tqdm) -> list[tuple[np
             conditions = [Condition.of(e.actions[t, None]) for _, e in alive]
             odds, foretold = engine.outlook([world for world, _ in alive], conditions)
             ended = np.array([e.terminated and t == e.steps for _, e in alive])
-            out.append((odds, ended, foretold, np.array([e.rewards[t] for _, e in alive])))
+            owner = np.array([first + i for i, e in enumerate(episodes) if t <= e.steps])
+            out.append((odds, ended, foretold, np.array([e.rewards[t] for _, e in alive]), owner))
             for world, episode in alive:
                 if t < len(episode.frames):
                     engine.observe(world, episode.rows(t, t + 1))

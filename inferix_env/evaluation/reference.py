@@ -22,6 +22,7 @@ from engine import DiscreteActions, WorldModel, WorldSpec, read_card
 from inferix_env import worlds
 from inferix_env.evaluation.dreaming import check_world
 from inferix_env.evaluation.episodes import Episode, RealGame
+from inferix_env.evaluation.players import make_player
 from inferix_env.evaluation.policies import find_sides, sticky, strafe, uniform
 from inferix_env.reference import KINDS, ActionProbe, Reference, loss, statistics, whitening, write_reference
 
@@ -34,7 +35,8 @@ class ReferenceConfig:
 
     Attributes:
         world: a shipped world's name, or a world folder.
-        episodes: how many are played, a third each under uniform, sticky and strafing actions.
+        episodes: how many are played, a third each under uniform, sticky and strafing actions; where actions are
+            not discrete, under random ones and those that are held for 6 and for 12 steps.
         limit: the longest, in steps.
         kept: one in so many is not learned from.
         epochs: passes over the pairs.
@@ -135,16 +137,16 @@ def learn(
     return reference, scores
 
 
-def play(world: str, card: dict, spec: WorldSpec, config: ReferenceConfig) -> list[Episode]:
+def play(card: dict, spec: WorldSpec, config: ReferenceConfig) -> list[Episode]:
     """Real episodes from the seeds the world was trained on."""
-    data = card.get("data", {})
-    if "env" not in data:
-        raise ValueError(f"the card of {world} names no real env to learn from")
-    if not isinstance(spec.actions, DiscreteActions):
-        raise ValueError(f"{spec.name} has {spec.actions.kind} actions: real episodes are played with discrete ones")
-    game = RealGame(data["env"], spec, int(data.get("frame_skip", 1)))
+    kind_of(spec)
+    seeds = range(config.seed, config.seed + config.episodes)
+    game = RealGame.of_card(spec, card)
     try:
-        n, seeds = spec.actions.width, range(config.seed, config.seed + config.episodes)
+        if not isinstance(spec.actions, DiscreteActions):
+            players = [make_player(text, spec, card) for text in ("random", "sticky", "sticky:12")]
+            return list(game.follow(players, seeds, config.limit, "reference"))
+        n = spec.actions.width
         policies = [uniform(n), sticky(n), strafe(n, find_sides(spec, card))]
         return list(game.play(policies, seeds, config.limit, "reference"))
     finally:
@@ -162,7 +164,7 @@ def run(config: ReferenceConfig) -> tuple[Path, dict[str, float]]:
     card = read_card(folder)
     model = worlds.model(folder, "cpu", None)
     check_world(model.spec, model)
-    episodes = play(config.world, card, model.spec, config)
+    episodes = play(card, model.spec, config)
     runs = [encode(model, episode) for episode in episodes if len(episode.frames) > 1]
     reference, scores = learn(model.spec, runs, config.kept, config.epochs, config.seed)
     return write_reference(folder, reference), scores

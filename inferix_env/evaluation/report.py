@@ -1,162 +1,118 @@
-"""Results on disk: results.json, pictures, and the Markdown page that is made from the two.
+"""python -m inferix_env.evaluation report: fidelity, ranking and drift of a world as one HTML page and one JSON.
 
-Every file is written under a temporary name and renamed. Knows findings as plain JSON; measures nothing.
+Parts that were measured before, by this command or by their own, are taken as they stand where the world's weights are
+the same; those that are missing are measured. The page holds everything it shows and asks nothing of a network.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from PIL import Image
+from inferix_env.evaluation import drifting, fidelity, ranking, runs, written
+from inferix_env.evaluation.episodes import require
+from inferix_env.evaluation.page import page
+from inferix_env.evaluation.players import make_player
 
-from inferix_env.evaluation.findings import Findings, plain
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+PartName = Literal["fidelity", "ranking", "drift"]
 
 
-def write_json(path: Path, data: Any) -> None:
-    write(path, json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+@dataclass(frozen=True)
+class Config:
+    """Write a world's report.
 
-
-def keep(folder: Path, findings: Findings, seconds: float) -> dict[str, Any]:
-    """Write a section's pictures into `folder`; return the section as plain JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in findings.pictures.items():
-        temporary = folder / f"{name}.png.tmp"
-        Image.fromarray(picture.pixels).save(temporary, format="PNG", optimize=True)
-        os.replace(temporary, folder / f"{name}.png")
-    return plain(
-        {
-            "title": findings.title,
-            "method": findings.method,
-            "checks": [check.to_dict() for check in findings.checks],
-            "numbers": findings.numbers,
-            "tables": [{"title": t.title, "header": t.header, "rows": t.rows} for t in findings.tables],
-            "pictures": [{"file": f"{name}.png", "caption": p.caption} for name, p in findings.pictures.items()],
-            "seconds": round(seconds, 1),
-        }
-    )
-
-
-def read_results(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
-    """Earlier results of the same setting to add sections to, or fresh ones.
-
-    Raises:
-        ValueError: the file is there and is not JSON.
+    Attributes:
+        world: a shipped world's name, or a world folder.
+        only: its parts; all by default.
+        policies: who plays the real episodes of fidelity.
+        ranked: the policies that are ranked.
+        policy: who leads the long dream.
+        episodes: of fidelity, and of each ranked policy.
+        limit: the longest real episode, in steps.
+        steps: of the long dream.
+        quick: try the command out in a few minutes, on a few short episodes. The numbers say nothing.
+        pages: the folder of WORLD.html and WORLD.json.
+        out: folder of the parts; out/evaluation/WORLD by default.
+        again: measure all parts again.
+        env: the real env, in place of the card's.
+        device: cpu, cuda or cuda:N.
+        dtype: what to compute in; by default what the device computes fast.
     """
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}): move it away or give another --out") from None
-        if found.get("setting") == setting:
-            return found
-    return {"setting": setting, "sections": {}}
+
+    world: str = "doom-take-cover"
+    only: tuple[PartName, ...] = ("fidelity", "ranking", "drift")
+    policies: tuple[str, ...] = ("random", "sticky")
+    ranked: tuple[str, ...] = ("random", "sticky", "sticky:20", "noop")
+    policy: str = "sticky"
+    episodes: int = 24
+    limit: int = 150
+    steps: int = 5_000
+    quick: bool = False
+    pages: Path = Path("out/reports")
+    out: Path | None = None
+    again: bool = False
+    env: str | None = None
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] | None = None
 
 
-def checks_of(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """All checks, each with its section's title."""
-    return [(section["title"], check) for section in results["sections"].values() for check in section["checks"]]
-
-
-def number(value: Any) -> str:
-    """A value as a table shows it."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or abs(value) >= 1_000:
-        return f"{value:,.0f}"
-    if value == 0:
-        return "0"
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2g}"
-
-
-def table(header: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table; numbers to the right."""
-    numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
-    lines = [
-        header,
-        ["--:" if right else "---" for right in numeric],
-        *[[number(cell) for cell in row] for row in rows],
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def target_rows(results: dict[str, Any]) -> list[list[Any]]:
-    return [
-        [
-            title,
-            c["name"],
-            f"{number(c['value'])} {c['unit']}".strip(),
-            c["target"],
-            "pass" if c["passed"] else "**fail**",
-        ]
-        for title, c in checks_of(results)
-    ]
-
-
-def page(results: dict[str, Any], pictures: str) -> str:
-    """The report in Markdown; `pictures` is where they lie, as seen from the page."""
-    setting, checks = results["setting"], checks_of(results)
-    passed = sum(check["passed"] for _, check in checks)
-    parts = [f"# {setting['world']} against {setting['env']}", introduction(setting, results)]
-    parts += [f"## Targets\n\n{passed} of {len(checks)} met."]
-    parts += [table(["section", "measure", "value", "target", ""], target_rows(results))]
-    for section in results["sections"].values():
-        parts += [f"## {section['title']}", wrap(section["method"])]
-        for t in section["tables"]:
-            parts += [f"**{t['title']}**", table(t["header"], t["rows"])]
-        for picture in section["pictures"]:
-            name, caption = picture["file"], picture["caption"]
-            parts.append(f"![{caption}]({pictures}{name})\n\n*{caption}*")
-    return "\n\n".join(parts) + "\n"
-
-
-def introduction(setting: dict[str, Any], results: dict[str, Any]) -> str:
-    height, width = setting["frame"]
-    trained = setting["trained_seeds"]
-    unseen = f"; training took seeds below {trained:,}" if trained else ""
-    minutes = sum(section["seconds"] for section in results["sections"].values()) / 60
-    text = f"""The world `{setting["world"]}` ({width} x {height} pixels, weights sha256 {setting["weights"][:12]})
-against the real env at the same size and rate (frame skip {setting["frame_skip"]}), on episodes whose start seeds
-count from {setting["seed"]:,} on{unseen}. Measured in {minutes:.0f} minutes on {setting["device"]} in
-{setting["dtype"]}, {results["machine"]}; torch {results["torch"]}; {results["date"]}. The numbers and more of them
-are in `results.json`."""
-    command = f"    python -m inferix_env.evaluation --world {setting['world']}"
-    trial = "**A quick trial: a few episodes and shorter dreams than a full run. Its numbers say nothing.**"
-    return "\n\n".join([wrap(text), command + " --quick", trial] if setting["quick"] else [wrap(text), command])
-
-
-def wrap(text: str) -> str:
-    """Paragraphs, each broken anew into lines of at most 119 characters."""
-    paragraphs = text.strip().split("\n\n")
-    return "\n\n".join(textwrap.fill(p, 119, break_long_words=False, break_on_hyphens=False) for p in paragraphs)
-
-
-def card_entry(results: dict[str, Any]) -> dict[str, Any]:
-    """What a world's card keeps of the results."""
-    setting = results["setting"]
+def measures(config: Config) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What measures each part, with this report's settings."""
+    given: dict[str, Any] = {name: getattr(config, name) for name in ("world", "out", "env", "device", "dtype")}
+    given |= {"again": True}
+    count, limit = (4, 30) if config.quick else (config.episodes, config.limit)
+    true = fidelity.Config(policies=config.policies, episodes=count, limit=limit, **given)
+    ranks = ranking.Config(policies=config.ranked, episodes=count, limit=limit, **given)
+    long = drifting.Config(policy=config.policy, steps=120 if config.quick else config.steps, **given)
+    if config.quick:
+        true = replace(true, learn=6, horizons=(1, 2, 4, 8))
+        long = replace(long, chunks=4, window=10)
     return {
-        **{key: setting[key] for key in ("env", "seed", "dtype", "weights")},
-        "date": results["date"],
-        "checks": [{"section": title, **check} for title, check in checks_of(results)],
+        "fidelity": lambda: fidelity.measure(true),
+        "ranking": lambda: ranking.measure(ranks),
+        "drift": lambda: drifting.measure(long if config.again else replace(long, again=False)),
     }
 
 
-def print_targets(results: dict[str, Any]) -> None:
-    """The table of targets, as plain text."""
-    rows = [["section", "measure", "value", "target", ""], *target_rows(results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    for row in rows:
-        cells = [cell.replace("**", "").ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
-    passed = [check["passed"] for _, check in checks_of(results)]
-    print(f"{sum(passed)} of {len(passed)} targets met")
+def standing(folder: Path, name: str, weights: str) -> dict[str, Any] | None:
+    """A part that was measured of the same weights, or None."""
+    path = folder / f"{name}.json"
+    part = runs.read(path) if path.is_file() else None
+    return part if part and part["setting"].get("weights") == weights else None
+
+
+def collect(config: Config) -> tuple[dict[str, Any], Path]:
+    """The report as plain JSON, and the folder of its pictures.
+
+    Raises:
+        ValueError: the world cannot be measured with these settings.
+    """
+    require("matplotlib", "evaluation")
+    opened = runs.open_world(config.world, config.device, config.dtype)
+    for text in (*config.policies, *config.ranked, config.policy):
+        make_player(text, opened.spec, opened.card)  # refused now, not after the part before
+    folder, measure = runs.folder_of(config.out, config.world), measures(config)
+    setting, parts = runs.setting_of(opened, config), {}
+    for name in [name for name in measure if name in config.only]:
+        kept = None if config.again else standing(folder, name, setting["weights"])
+        print(f"{name}: {'as it was kept in ' + str(folder) if kept else 'to be measured'}", flush=True)
+        parts[name] = kept or measure[name]()
+    keys = ("weights", "env", "frame_skip", "settle", "device", "dtype")
+    spec = opened.spec
+    world = {"name": spec.name, "frame": list(spec.frame), "fps": spec.fps, **{key: setting[key] for key in keys}}
+    about = runs.about(opened.model)
+    return {"format": runs.FORMAT, "version": runs.VERSION, "world": world, "about": about, "parts": parts}, folder
+
+
+def run(config: Config) -> int:
+    """The command: measure what is missing, write the page and the JSON."""
+    report, folder = collect(config)
+    pages = config.pages.expanduser()
+    name = report["world"]["name"]
+    written.write(pages / f"{name}.html", page(report, folder))
+    written.write_json(pages / f"{name}.json", report)
+    size = (pages / f"{name}.html").stat().st_size / 1e6
+    print(f"wrote {pages / name}.html ({size:.1f} MB) and {pages / name}.json")
+    return 0
