@@ -233,14 +233,15 @@ class WorldSimEnv(gym.Env):
         """Start new ranks after `engine.WorkerLost`, and go on where the last step ended, to the bit.
 
         That takes `ParallelConfig(snapshot_every=k)`; without it there is no episode then: reset, or restore a
-        snapshot. Does nothing where no rank failed.
+        snapshot; nor is there where the fault came between a step and what a guard was to read off it. Does nothing
+        where no rank failed.
 
         Raises:
             RuntimeError: this env has no ranks of its own, or torchrun started them.
         """
         self._check_open()
         recover(self.engine)
-        if self.state is not None and not self.state.world.open:
+        if self.state is not None and not self.state.intact:
             self.state = None
 
     @property

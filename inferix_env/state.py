@@ -5,7 +5,7 @@ Knows the engine's worlds and blocks as values; runs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class EpisodeState:
         over: terminated or truncated.
         prompt: the one that holds; None where the world reads none.
         uncertainty: what a guard read off the last step, by signal; None where nothing is read.
+        block: the world's count of blocks when all this was noted.
     """
 
     world: World
@@ -41,6 +42,16 @@ class EpisodeState:
     over: bool = False
     prompt: str | None = None
     uncertainty: dict[str, float] | None = None
+    block: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.block = self.world.block
+
+    @property
+    def intact(self) -> bool:
+        """Whether the world is there, and where this says: a fault may close it, or come between a step and what a
+        guard reads off it."""
+        return self.world.open and self.world.block == self.block
 
     def advance(
         self,
@@ -54,7 +65,7 @@ class EpisodeState:
         truncated. A step that a guard distrusts is the last one."""
         self.frames, self.end_probability, self.prompt = frames, block.end_probability, prompt
         self.uncertainty = uncertainty
-        self.steps += 1
+        self.steps, self.block = self.steps + 1, self.world.block
         truncated = distrusted or (self.horizon is not None and self.steps >= self.horizon)
         self.over = block.terminated or truncated
         return block.terminated, truncated

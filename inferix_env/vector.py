@@ -221,14 +221,15 @@ class WorldSimVectorEnv(VectorEnv):
         """Start new ranks after `engine.WorkerLost`, and go on where the last step ended, to the bit.
 
         That takes `ParallelConfig(snapshot_every=k)`; without it there is no episode then: reset, or restore a
-        snapshot. Does nothing where no rank failed.
+        snapshot; nor is there where the fault came between a step and what a guard was to read off it. Does nothing
+        where no rank failed.
 
         Raises:
             RuntimeError: this env has no ranks of its own, or torchrun started them.
         """
         self._check_open()
         recover(self.engine)
-        self.states = [state if state is not None and state.world.open else None for state in self.states]
+        self.states = [state if state is not None and state.intact else None for state in self.states]
 
     def close_extras(self, **kwargs: Any) -> None:
         """Give the worlds' places back; Gymnasium may call this for an env whose construction failed."""

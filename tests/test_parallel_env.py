@@ -9,6 +9,7 @@ import signal
 
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import inferix_env  # noqa: F401  (registers the ids)
@@ -196,6 +197,30 @@ def test_the_planner_changes_the_exchange_amid_an_episode(endless, one, monkeypa
         env.step(0)
     env.recover()
     same_values(played(env), played(one))
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_fault_amid_a_guards_reading_leaves_no_episode(endless):
+    """The world has moved and the episode has not: it is not gone on with as though they agreed."""
+    env = WorldSimEnv(
+        endless, dtype="float32", guard="renoise", parallel=ParallelConfig(2, "ulysses", snapshot_every=1)
+    )
+    played(env, seed=1)
+    read = env.guard.signals["renoise"]
+
+    def fail(sim, moment):
+        os.kill(env.engine.pids[1], signal.SIGKILL)
+        return read(sim, moment)
+
+    env.guard.signals["renoise"] = fail
+    with pytest.raises(WorkerLost):
+        env.step(0)
+    env.guard.signals["renoise"] = read
+    env.recover()
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    played(env, seed=1)
     env.close()
 
 

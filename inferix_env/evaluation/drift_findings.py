@@ -13,7 +13,7 @@ from inferix_env.evaluation.findings import Clip, Findings, Picture, Table
 from inferix_env.evaluation.measures import Better, Measure, finite
 from inferix_env.evaluation.plots import DREAM, REAL, Axes, Line, plot
 from inferix_env.evaluation.scorers import Scorer
-from inferix_env.evaluation.sheets import sheet
+from inferix_env.evaluation.sheets import abreast, sheet
 
 TITLE = "Drift of a long free dream"
 DRAWS = 1_000
@@ -162,8 +162,7 @@ def show(state: State, config: Config) -> np.ndarray:
 
 
 def beside(state: State) -> np.ndarray:
-    """The first window and the last one side by side, uint8 [T, H, 2 W + gap, 3]."""
+    """The first window and the last one side by side, uint8 [T, h, w, 3]."""
     assert state.first is not None
     assert state.last is not None
-    gap = np.full((*state.first.shape[:2], 4, 3), 255, np.uint8)
-    return np.concatenate([state.first, gap, state.last], axis=2)
+    return abreast([("the first window", state.first), ("the last window", state.last)])

@@ -36,10 +36,10 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 section { padding: 22px 24px; margin: 0 0 22px }
 figure { margin: 18px 0 }
 figure img { max-width: 100%; height: auto; display: block }
-figure.pixels img { image-rendering: pixelated }
 figcaption { color: var(--soft); font-size: 14px; margin-top: 6px; max-width: 90ch }
 .clips { display: flex; flex-wrap: wrap; gap: 18px }
 .clips figure { margin: 6px 0; max-width: 460px }
+.clips img { width: 460px; image-rendering: pixelated }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
