@@ -10,7 +10,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from engine.parallel.links import Fabric, Link, Links
 
 SMALL, LARGE = 1 << 12, 1 << 23  # bytes that a calibration sends
+BETWEEN = 1e-3  # seconds of products before every call, about
+
+Run = Callable[[], Any]
+Call = Callable[[Tensor], Any]  # with these bytes
 
 
 def links_of(mesh: DeviceMesh, path: str | Path | None = None, repeats: int = 5) -> Links:
@@ -109,31 +114,66 @@ def fabric(group: ProcessGroup, device: str, repeats: int = 5) -> Fabric:
         for work in dist.batch_isend_irecv([there, back]):
             work.wait()
 
-    def measured(call: Callable[[Tensor], None], share: float) -> Link:
-        times = [slowest(timed(call, n, size, device, repeats), group, device) for n in (SMALL, LARGE)]
-        return fitted(times[0], times[1], share * SMALL, share * LARGE)
+    return measured((exchange, gather, hop), group, device, device, repeats)
+
+
+def measured(calls: Sequence[Call], group: ProcessGroup, device: str, wire: str, repeats: int) -> Fabric:
+    """A fabric, by what its all-to-all, its all-gather and its hop of so many bytes take.
+
+    Args:
+        device, wire: where products run, and where the backend can send from.
+    """
+    size, product = dist.get_world_size(group), product_of(group, device, wire)
+    buffers = [torch.zeros(n // size * size, dtype=torch.uint8, device=device) for n in (SMALL, LARGE)]
+
+    def link(call: Call, share: float) -> Link:
+        few, many = (added(product, partial(call, x), group, device, wire, repeats) for x in buffers)
+        return fitted(few, many, share * SMALL, share * LARGE)
 
     others = (size - 1) / size
-    return Fabric(measured(exchange, others), measured(gather, others), measured(hop, 1.0))
+    return Fabric(*(link(call, share) for call, share in zip(calls, (others, others, 1.0), strict=True)))
+
+
+def added(product: Run, call: Run, group: ProcessGroup, device: str, wire: str, repeats: int) -> float:
+    """Seconds that a call adds to products before it, of the slowest rank; the median.
+
+    A call waits for the slowest rank, so what it takes depends on what ranks do before it. Calls one after another find
+    ranks in step, and on busy CPUs take half of what they take in a block.
+    """
+    times = []
+    for _ in range(2 * repeats + 1):
+        alone = seconds(product, device)
+        both = seconds(lambda: (product(), call()), device)
+        times.append(slowest(both - alone, group, wire))
+    return max(1e-7, statistics.median(times[1:]))
+
+
+def product_of(group: ProcessGroup, device: str, wire: str) -> Run:
+    """Products that take about `BETWEEN` seconds, as many on every rank."""
+    a = torch.zeros(256, 256, device=device)
+    one = statistics.median(seconds(lambda: a @ a, device) for _ in range(9))
+    count = round(slowest(max(1, BETWEEN / one), group, wire))
+
+    def run() -> None:
+        for _ in range(count):
+            a @ a
+
+    return run
+
+
+def seconds(run: Run, device: str) -> float:
+    """How long one run takes, to its end on the device."""
+    start = time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def fitted(few: float, many: float, small: float, large: float) -> Link:
     """The line through two measured times of so many bytes, its start not below 0."""
     slope = max(many - few, 1e-3 * many) / (large - small)
     return Link(max(0.0, few - slope * small), 1 / slope)
-
-
-def timed(call: Callable[[Tensor], None], size: int, ranks: int, device: str, repeats: int) -> float:
-    """The median time of a call with so many bytes, in seconds."""
-    x = torch.zeros(size // ranks * ranks, dtype=torch.uint8, device=device)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        call(x)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def slowest(seconds: float, group: ProcessGroup, device: str) -> float:
