@@ -181,9 +181,9 @@ def test_the_command(tmp_path):
     out = tmp_path / "row.json"
     given = ["--cases", "short", "--repeats", "1", "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.parallel", *given], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-m", "benchmarks.parallel", *given], capture_output=True, text=True, timeout=300
     )
-    assert "picked: " in done.stdout
+    assert "picked: " in done.stdout, done.stderr  # how times rank is the machine's affair, and its exit status says so
     row = json.loads(out.read_text())
     assert not [e for e in row["cases"][0]["exchanges"] if not same_bytes(e)]
     assert row["ranks"] == 2

@@ -253,3 +253,8 @@ def test_clips_stand_abreast_under_their_labels():
     assert made[:, -30, 5].max() == 0
     assert made[:, -30, -5].min() == 255
     assert made[0, :18].std() > 0  # the labels
+
+
+def test_without_a_command_it_says_which_there_are(capsys):
+    assert main([]) == 0
+    assert "compare" in capsys.readouterr().out

@@ -36,7 +36,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["-h"], ["--help"]):
+    if given[:1] in ([], ["-h"], ["--help"]):
         print(__doc__.strip())
         return 0
     name = given.pop(0) if given and not given[0].startswith("-") else "world"
