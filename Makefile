@@ -17,7 +17,7 @@ play: $(VENV)/.has-play ## play a world in a window; with no display, a scripted
 test: $(VENV)/.has-dev ## the quick tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
-test-slow: $(VENV)/.has-dev ## the slow tests: about ten minutes
+test-slow: $(VENV)/.has-dev ## the slow tests: about half an hour
 	$(BIN)/python -m pytest -q -m "slow and not gpu" $(ARGS)
 
 lint: $(VENV)/.has-dev ## ruff, mypy and the import contracts

@@ -256,6 +256,7 @@ def test_every_preset_can_be_planned():
         assert made.pick.seconds > 0
 
 
+@pytest.mark.slow
 def test_the_plots(tmp_path: Path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(many_gpus, "MODELS", {name: many_gpus.MODELS[name] for name in ("doom", "krea")})

@@ -13,6 +13,7 @@ def world(tmp_path_factory):
     return str(make_world(tmp_path_factory.mktemp("world"), end_bias=-80.0))
 
 
+@pytest.mark.slow
 def test_two_ranks_show_what_one_does(world, tmp_path, capsys):
     out = tmp_path / "new" / "two_ranks.png"
     assert two_ranks.main(world, steps=3, columns=2, exchange="ulysses", out=out) <= 1
