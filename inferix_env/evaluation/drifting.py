@@ -111,9 +111,7 @@ def measure(config: Config) -> dict:
     """
     config.check()
     require("matplotlib", "evaluation")
-    opened = runs.open_world(config.world, config.device, config.dtype)
-    folder, setting = runs.folder_of(config.out, config.world), runs.setting_of(opened, config)
-    kept = None if config.again else runs.found(folder, "drift", setting)
+    opened, folder, setting, kept = runs.begin(config, "drift")
     if kept:
         return kept
     runs.check_seed(config.seed, opened)

@@ -120,9 +120,7 @@ def measure(config: Config) -> dict:
     """
     config.check()
     require("matplotlib", "evaluation")
-    opened = runs.open_world(config.world, config.device, config.dtype)
-    folder, setting = runs.folder_of(config.out, config.world), runs.setting_of(opened, config)
-    kept = None if config.again else runs.found(folder, "fidelity", setting)
+    opened, folder, setting, kept = runs.begin(config, "fidelity")
     if kept:
         return kept
     began = time.monotonic()

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from inferix_env.evaluation.plots import grid
+
 
 @dataclass(frozen=True)
 class Heat:
@@ -28,18 +30,7 @@ class Heat:
 
 def draw_heats(heats: Sequence[Heat], columns: int = 2, width: float = 6.6, row_height: float = 0.42) -> np.ndarray:
     """Tables in rows of at most `columns`; uint8 [h, w, 3]."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(columns, len(heats))
-    rows = -(-len(heats) // columns)
-    height = row_height * max(len(heat.rows) for heat in heats) + 1.3
-    figure = Figure(figsize=(width * columns, height * rows), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    for i, heat in enumerate(heats):
-        draw(figure.add_subplot(rows, columns, i + 1), heat)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return grid(heats, draw, columns, width, row_height * max(len(heat.rows) for heat in heats) + 1.3)
 
 
 def draw(axes: Any, heat: Heat) -> None:

@@ -1,15 +1,17 @@
 """Plots as pictures: lines, steps and bars on labelled axes, targets as dashed lines.
 
-The only module here that knows matplotlib, and it uses no global state of it.
+Knows matplotlib, as heat.py does, and uses no global state of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Panel = TypeVar("Panel")
 
 REAL, DREAM, TARGET = "#222222", "#1f6fb4", "#c0392b"
 COLOURS = ("#1f6fb4", "#d98200", "#2e8b57", "#7d4fa3")
@@ -53,6 +55,17 @@ class Axes:
 
 def plot(panels: Sequence[Axes], columns: int = 3, width: float = 4.6, height: float = 3.5) -> np.ndarray:
     """Draw panels in rows of at most `columns`; uint8 [h, w, 3]."""
+    return grid(panels, draw, columns, width, height)
+
+
+def grid(
+    panels: Sequence[Panel], draw: Callable[[Any, Panel], None], columns: int, width: float, height: float
+) -> np.ndarray:
+    """Panels in rows of at most `columns`, each drawn by `draw(axes, panel)`; uint8 [h, w, 3].
+
+    Args:
+        width, height: of a panel, in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

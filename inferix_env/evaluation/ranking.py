@@ -115,10 +115,8 @@ def measure(config: Config) -> dict:
     count = len(config.policies) + len(given)
     if twice or count < 3:
         raise ValueError(f"{count} policies, {twice} both played and given: expected at least 3 to rank, each once")
-    opened_world = runs.open_world(config.world, config.device, config.dtype)
-    folder, setting = runs.folder_of(config.out, config.world), runs.setting_of(opened_world, config)
-    setting["given"] = {name: [r.real, r.dream] for name, r in given.items()}
-    kept = None if config.again else runs.found(folder, "ranking", setting)
+    told = {name: [r.real, r.dream] for name, r in given.items()}
+    opened_world, folder, setting, kept = runs.begin(config, "ranking", given=told)
     if kept:
         return kept
     began = time.monotonic()

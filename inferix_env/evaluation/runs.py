@@ -79,6 +79,17 @@ def setting_of(opened: Opened, config: Any) -> dict[str, Any]:
     }
 
 
+def begin(config: Any, part: str, **more: Any) -> tuple[Opened, Path, dict[str, Any], dict[str, Any] | None]:
+    """A part's world, its folder, what its numbers depend on (`more` among it), and the part as it was kept, or None.
+
+    Raises:
+        ValueError: the world cannot be measured with these settings, or what was kept cannot be read.
+    """
+    opened = open_world(config.world, config.device, config.dtype)
+    folder, setting = folder_of(config.out, config.world), setting_of(opened, config) | more
+    return opened, folder, setting, None if config.again else found(folder, part, setting)
+
+
 def trained_seeds(data: Mapping[str, Any]) -> int:
     """The first start seed that training left alone, validation included; 0 where the card does not say."""
     count = int(data.get("num_seeds", 0))
