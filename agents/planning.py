@@ -31,7 +31,7 @@ class PlannerConfig:
         repeat: steps that a drawn action is held.
         interval: steps that are taken before the next plan.
         futures: noises under which every candidate is dreamed; its value is their mean.
-        weights: what a named variable's change by 1 is worth beside the reward, such as health 0.2.
+        weights: what a named variable's expected change by 1 is worth beside the reward, such as health 0.2.
         end_cost: what a step's end probability of 1 costs.
         discount: of the value, a step.
         context: real frames that a plan's dream goes on from.
@@ -178,7 +178,7 @@ class Dreams:
             self.steps += int(alive.sum())
             worth = rewards - self.config.end_cost * infos["end_probability"]
             for name, weight in self.config.weights.items():
-                worth = worth + weight * (infos["variables"][name] - before[name])
+                worth = worth + weight * (infos["expected_variables"][name] - before[name])
             total += np.where(alive, self.config.discount**step * worth, 0.0)
             over = terminated | truncated
             alive &= ~over

@@ -70,6 +70,8 @@ class Settings:
         horizon: steps after which a training episode is cut.
         soft_ends: weigh what is behind a step by its probability not to end the episode (`info["end_probability"]`),
             in place of whether it happened to: the same in the mean, and less left to chance.
+        soft_changes: `shape` weighs the changes that were expected (`info["expected_variables"]`), in place of those
+            that were drawn: the same in the mean, again.
         guard: a signal of `inferix_env.guard` that is read off every dreamed step, such as "latent".
         guard_bound: cut a training episode where the signal exceeds it, as at the horizon.
         learning_rate: falls linearly to nothing.
@@ -107,6 +109,7 @@ class Settings:
     start_variables: str = ""
     horizon: int = 525
     soft_ends: bool = False
+    soft_changes: bool = False
     guard: str = ""
     guard_bound: float | None = None
     learning_rate: float = 1e-3
@@ -162,8 +165,8 @@ def check(settings: Settings) -> None:
         raise ValueError(f"--average {settings.average}: expected a share from 0 to below 1, such as 0.99")
     if settings.real and settings.starts != "openings":
         raise ValueError(f"--starts {settings.starts}: the real env begins at openings alone")
-    if settings.real and (settings.start_variables or settings.soft_ends):
-        raise ValueError("--start-variables and --soft-ends are for dreams: the real env has neither")
+    if settings.real and (settings.start_variables or settings.soft_ends or settings.soft_changes):
+        raise ValueError("--start-variables, --soft-ends and --soft-changes are for dreams: the real env has none")
     if settings.real and settings.guard:
         raise ValueError("--guard watches dreams: the real env needs none")
     if bool(settings.guard) != (settings.guard_bound is not None):
@@ -243,27 +246,27 @@ class Batch:
 
 
 class Tally:
-    """Rewards, ends and lengths of what an update has played."""
+    """Rewards, ends and lengths of what an update has played; ends are 0 or 1 a step, or probabilities."""
 
     def __init__(self) -> None:
-        self.reward, self.shaped, self.steps, self.ends, self.cuts = 0.0, 0.0, 0, 0, 0
+        self.reward, self.shaped, self.steps, self.ends, self.cuts = 0.0, 0.0, 0, 0.0, 0
 
-    def add(self, rewards: np.ndarray, shaped: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
+    def add(self, rewards: np.ndarray, shaped: np.ndarray, ends: np.ndarray, cut: np.ndarray) -> None:
         self.reward += float(rewards.sum())
         self.shaped += float(shaped.sum())
         self.steps += len(rewards)
-        self.ends += int(terminated.sum())
-        self.cuts += int((truncated & ~terminated).sum())
+        self.ends += float(ends.sum())
+        self.cuts += int(cut.sum())
 
     def row(self) -> dict[str, float]:
-        """Return and steps for each end that there was (of none, as though one were about to come), episodes that were
-        cut, and what is learned from, a step: rewards as they are scaled and shaped."""
+        """Return and steps for each end that there was (of less than one, as though it were about to come), episodes
+        that were cut, and what is learned from, a step: rewards as they are scaled and shaped."""
         ends = max(1, self.ends)
         shaped = self.shaped / max(1, self.steps)
         return {
             "return": self.reward / ends,
             "life": self.steps / ends,
-            "ends": self.ends,
+            "ends": round(self.ends, 3),
             "cuts": self.cuts,
             "shaped": shaped,
         }
@@ -390,22 +393,22 @@ class PPO:
         observations, rewards, terminated, truncated, infos = self.envs.step(actions)
         self.memory.add(observations, actions)
         shaped = rewards * self.settings.reward_scale + self.changes(infos, terminated)
-        self.tally.add(rewards, shaped, terminated, truncated)
+        ends = np.float32(infos["end_probability"] if self.settings.soft_ends else terminated)
+        self.tally.add(rewards, shaped, ends, truncated & ~terminated)
         over = terminated | truncated
         nexts = torch.zeros(len(over))
         if over.any():
             nexts = self.network(*self.seen())[1]
             self.restart(over)
-        ends = infos["end_probability"] if self.settings.soft_ends else terminated
-        return torch.from_numpy(np.float32(shaped)), nexts, torch.from_numpy(np.float32(ends)), torch.from_numpy(over)
+        return torch.from_numpy(np.float32(shaped)), nexts, torch.from_numpy(ends), torch.from_numpy(over)
 
     def changes(self, infos: dict[str, Any], terminated: np.ndarray) -> np.ndarray:
         """What the changes of named variables add to the rewards."""
         total = np.zeros(len(terminated))
         for name, weight in self.weights.items():
-            now = np.array(infos["variables"][name])
-            total += np.where(terminated, 0.0, weight * (now - self.variables[name]))
-            self.variables[name] = now
+            after = infos["expected_variables" if self.settings.soft_changes else "variables"][name]
+            total += np.where(terminated, 0.0, weight * (after - self.variables[name]))
+            self.variables[name] = np.array(infos["variables"][name])
         return total
 
     def restart(self, over: np.ndarray) -> None:

@@ -30,12 +30,11 @@ def check_start(start: Start, spec: WorldSpec) -> None:
     if spec.published and not len(start.frames):
         check_latents(start, spec)
         return
-    frames, height_width = start.frames, (*spec.frame, 3)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != height_width or len(frames) < 1:
-        raise ValueError(
-            f"start frames are {frames.dtype} {list(frames.shape)}: expected uint8 [K, *{list(height_width)}], K >= 1"
-        )
-    count = len(frames)
+    if start.latents is not None and not spec.published:
+        check_latents(start, spec)
+        count = len(start.latents)
+    else:
+        count = check_frames(start.frames, spec)
     if spec.published:
         check_clip(count, spec)
         return
@@ -50,6 +49,16 @@ def check_start(start: Start, spec: WorldSpec) -> None:
         raise ValueError(
             f"start variables are {list(np.shape(start.variables))}: expected [{count}, {len(names)}] {names}"
         )
+
+
+def check_frames(frames: np.ndarray, spec: WorldSpec) -> int:
+    """How many they are. Raises ValueError unless they are pictures of the spec's size."""
+    height_width = (*spec.frame, 3)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != height_width or len(frames) < 1:
+        raise ValueError(
+            f"start frames are {frames.dtype} {list(frames.shape)}: expected uint8 [K, *{list(height_width)}], K >= 1"
+        )
+    return len(frames)
 
 
 def check_seen(seen: Start, spec: WorldSpec, world: World) -> None:
@@ -73,7 +82,7 @@ def check_seen(seen: Start, spec: WorldSpec, world: World) -> None:
 
 
 def check_latents(start: Start, spec: WorldSpec, length: int = 0) -> None:
-    """Raise ValueError unless a published model can go on with these latents after `length`, or with none."""
+    """Raise ValueError unless a model can go on with these latents after `length`, or with none."""
     if start.latents is None:
         return
     shape, expected = list(start.latents.shape), list(spec.latent)

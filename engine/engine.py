@@ -302,7 +302,7 @@ class Engine:
         ends, last_rewards = self._outlook(worlds, condition)
         latents = step(self.runner, worlds, self.schedule(worlds[0]), condition)
         pictures = unseen(self.runner, worlds, self.runner.decode(worlds, latents))
-        rewards = self._read_heads(worlds)
+        rewards, expected = self._read_heads(worlds)
         blocks = []
         for i, world in enumerate(worlds):
             draw = world.noise.uniform(world.block, noise.END)[0]
@@ -310,7 +310,8 @@ class Engine:
             world.block += 1
             self._remember(world, conditions[i])
             reward = last_rewards[i] if world.ended else rewards[i]
-            blocks.append(Block(pictures[i], float(reward), float(ends[i]), world.ended, world.variables.copy()))
+            after = world.variables.copy(), expected[i]
+            blocks.append(Block(pictures[i], float(reward), float(ends[i]), world.ended, *after))
         return blocks
 
     def _steer(self, worlds: list[World], conditions: Sequence[Condition]) -> None:
@@ -390,16 +391,18 @@ class Engine:
         logits, rewards = self.model.heads.next(states, condition.variables[:, 0], condition.actions[:, 0])
         return logits.sigmoid().cpu().numpy(), rewards.cpu().numpy()
 
-    def _read_heads(self, worlds: list[World]) -> np.ndarray:
-        """Rewards [N] of the committed block; moves the named variables by changes drawn from their heads."""
+    def _read_heads(self, worlds: list[World]) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards [N] of the committed block, and the named variables as they are expected after it, [N, V]; moves them
+        by changes drawn from their heads."""
         rewards, changes = self.model.heads.now(self._head_states(worlds))
+        expected = np.stack([world.variables for world in worlds])
         for v, (variable, logits) in enumerate(zip(self.spec.variables, changes, strict=True)):
-            odds = logits.softmax(-1).cpu().numpy().cumsum(-1)
-            for world, row in zip(worlds, odds, strict=True):
+            for i, (world, odds) in enumerate(zip(worlds, logits.softmax(-1).cpu().numpy(), strict=True)):
+                outcomes = np.clip(world.variables[v] + np.array(variable.deltas), variable.low, variable.high)
                 draw = world.noise.uniform(world.block, noise.VARIABLES + v)[0]
-                delta = variable.deltas[min(int(np.searchsorted(row, draw)), len(row) - 1)]
-                world.variables[v] = np.clip(world.variables[v] + delta, variable.low, variable.high)
-        return rewards.cpu().numpy()
+                drawn = min(int(np.searchsorted(odds.cumsum(), draw)), len(odds) - 1)
+                expected[i, v], world.variables[v] = odds @ outcomes, outcomes[drawn]
+        return rewards.cpu().numpy(), expected
 
     def _head_states(self, worlds: list[World]) -> Tensor:
         """What the heads keep of each world, [N, hidden]; zeros before its first block."""

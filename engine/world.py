@@ -75,7 +75,7 @@ class Start:
         actions: encoded actions float32 [K, A], row k led to frame k; zeros where none did.
         variables: raw named variables float [K, V], as they stood at each frame.
         context: a prompt or an image (see `Engine.contextualise`).
-        latents: float32 [K, C, h, w], in place of frames, for published models.
+        latents: float32 [K, C, h, w], in place of frames.
         horizon: blocks that there will be in all, for models that are told how many are to come; they know of no end
             without.
     """
@@ -105,6 +105,7 @@ class Block:
         end_probability: that the episode ended with this step, asked before it was dreamed.
         terminated: drawn from that probability with the world's noise.
         variables: named variables after the step, float64 [V].
+        expected: what they were expected to be before the step's changes were drawn, float64 [V].
     """
 
     pictures: Tensor
@@ -112,6 +113,7 @@ class Block:
     end_probability: float
     terminated: bool
     variables: np.ndarray
+    expected: np.ndarray
 
     @property
     def frames(self) -> np.ndarray:

@@ -34,7 +34,8 @@ class WorldSimEnv(gym.Env):
 
     Observation: the block's last frame, uint8 [H, W, 3], or with `obs="block"` all T of them, [T, H, W, 3].
     Info: `frames` (all frames of the step), `end_probability` (that it ended, asked before it was dreamed),
-    `variables` (the world's named numbers, such as health) and, with a `guard`, `uncertainty`.
+    `variables` (the world's named numbers, such as health), `expected_variables` (what they were expected to be after
+    the step, before its changes were drawn) and, with a `guard`, `uncertainty`.
     Action: one for the step, held over its frames; or, where a step has several, an array with one for each, [K, ...].
 
     With `preset` the world is a published checkpoint, in one of two kinds. Its rewards are 0 and it never ends.

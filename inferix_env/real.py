@@ -38,16 +38,18 @@ class RealEnv(gym.Env):
     def __init__(
         self,
         spec: WorldSpec,
-        data: dict[str, Any],
+        card: dict[str, Any],
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ):
+        data = card.get("data", {})
         if "env" not in data:
             raise ValueError(f"the card of {spec.name} names no env that it was learned from")
         if data["env"].startswith("Vizdoom") and importlib.util.find_spec("vizdoom") is None:
             raise ValueError(f"the env {data['env']} needs the package vizdoom: pip install 'inferix-env[evaluate]'")
         skip, settle = int(data.get("frame_skip", 1)), int(data.get("settle", 0))
         self.game = PixelEnv(data["env"], spec.frame, skip, data.get("kwargs"), settle)
+        self.world_spec, self.card = spec, card  # whose names of actions and keys scripts may use
         self.action_space = space_of(spec.actions)
         if not same_actions(self.action_space, self.game.action_space):
             raise ValueError(f"{data['env']} has the actions {self.game.action_space}: {spec.name} has {spec.actions}")
@@ -101,4 +103,4 @@ def real_env(world: str | Path = "doom-take-cover", **options: Any) -> RealEnv:
         ValueError: no such world, or its env is not there.
     """
     card = read_card(worlds.find(world))
-    return RealEnv(WorldSpec.from_dict(card["spec"]), card.get("data", {}), **options)
+    return RealEnv(WorldSpec.from_dict(card["spec"]), card, **options)

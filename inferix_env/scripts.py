@@ -107,7 +107,7 @@ def actions_of(env: gym.Env) -> ActionSpec:
 
 
 def words_of(env: gym.Env) -> dict[str, Any]:
-    """What a world's keys are called, and the action of each; {} for envs that are no worlds."""
+    """What a world's keys are called, and the action of each, in its real env too; {} for any other env."""
     world: Any = env.unwrapped
     return words_of_world(world.card, world.world_spec.actions) if hasattr(world, "world_spec") else {}
 

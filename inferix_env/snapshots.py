@@ -42,7 +42,7 @@ class Snapshot:
         """The snapshot of an episode whose world the engine has turned into bytes."""
         frames = state.frames if isinstance(state.frames, np.ndarray) else state.frames.cpu().numpy()
         given = [name for name in ("prompt", "uncertainty") if getattr(state, name) is not None]
-        names = ("horizon", "steps", "end_probability", "over", *given)
+        names = ("horizon", "steps", "end_probability", "over", "expected", *given)
         return cls(world, frames, rng, {name: getattr(state, name) for name in names})
 
     def encode(self) -> bytes:

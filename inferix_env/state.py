@@ -31,6 +31,7 @@ class EpisodeState:
         over: terminated or truncated.
         prompt: the one that holds; None where the world reads none.
         uncertainty: what a guard read off the last step, by signal; None where nothing is read.
+        expected: what the world's named variables were expected to be after the last step; as they are, before any.
         block: the world's count of blocks when all this was noted.
     """
 
@@ -42,10 +43,12 @@ class EpisodeState:
     over: bool = False
     prompt: str | None = None
     uncertainty: dict[str, float] | None = None
+    expected: list[float] = field(default_factory=list)
     block: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.block = self.world.block
+        self.expected = self.expected or self.world.variables.tolist()
 
     @property
     def intact(self) -> bool:
@@ -64,7 +67,7 @@ class EpisodeState:
         """Count a step that made `block`, whose frames come as the env shows them, under a prompt: terminated,
         truncated. A step that a guard distrusts is the last one."""
         self.frames, self.end_probability, self.prompt = frames, block.end_probability, prompt
-        self.uncertainty = uncertainty
+        self.uncertainty, self.expected = uncertainty, block.expected.tolist()
         self.steps, self.block = self.steps + 1, self.world.block
         truncated = distrusted or (self.horizon is not None and self.steps >= self.horizon)
         self.over = block.terminated or truncated
@@ -75,10 +78,15 @@ class EpisodeState:
         return self.frames[-1] if obs == "frame" else filled(self.frames, count)
 
     def info(self, spec: WorldSpec) -> dict[str, Any]:
-        """What Gymnasium calls info: `frames`, `end_probability`, `variables`, a text world's `prompt`, and a
-        guarded world's `uncertainty`."""
-        variables = {v.name: float(x) for v, x in zip(spec.variables, self.world.variables, strict=True)}
-        info: dict[str, Any] = {"frames": self.frames, "end_probability": self.end_probability, "variables": variables}
+        """What Gymnasium calls info: `frames`, `end_probability`, `variables`, `expected_variables`, a text world's
+        `prompt`, and a guarded world's `uncertainty`."""
+        names = [v.name for v in spec.variables]
+        info: dict[str, Any] = {
+            "frames": self.frames,
+            "end_probability": self.end_probability,
+            "variables": dict(zip(names, self.world.variables.tolist(), strict=True)),
+            "expected_variables": dict(zip(names, self.expected, strict=True)),
+        }
         info |= {} if self.prompt is None else {"prompt": self.prompt}
         return info if self.uncertainty is None else {**info, "uncertainty": dict(self.uncertainty)}
 

@@ -158,6 +158,25 @@ def test_same_seed_and_actions_give_the_same_future_and_other_seeds_do_not():
     assert not np.array_equal(first[0].frames, other[0].frames)
 
 
+def test_variables_move_as_expected_in_the_mean():
+    """Over many draws of one block's noise, variables are on average what each block expected of them."""
+    sim = make_engine(max_worlds=2)
+    world = sim.open(footage(1), seed=7)
+    drawn, expected = [], []
+    for seed in range(300):
+        [fork] = sim.fork(world, 1, [seed])
+        [block] = sim.step([fork], act(1))
+        drawn.append(block.variables[0])
+        expected.append(block.expected[0])
+        sim.close(fork)
+    low, high = TINY.variables[0].low, TINY.variables[0].high
+    assert all(low <= x <= high for x in expected)
+    spread = np.std(drawn)
+    assert spread > 0
+    assert np.std(expected) < spread
+    assert np.mean(drawn) == pytest.approx(np.mean(expected), abs=4 * spread / 300**0.5)
+
+
 def test_actions_and_variables_steer_the_dream():
     sim = make_engine(max_worlds=3)
     left, right, tired = (sim.open(footage(2), seed=1) for _ in range(3))

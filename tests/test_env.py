@@ -42,6 +42,7 @@ def same(first, second) -> bool:
         np.array_equal(a[0], b[0])
         and a[1:3] == b[1:3]
         and a[3]["variables"] == b[3]["variables"]
+        and a[3]["expected_variables"] == b[3]["expected_variables"]
         and a[3]["end_probability"] == b[3]["end_probability"]
         for a, b in zip(first, second, strict=True)
     )
@@ -78,8 +79,8 @@ def test_observations_and_frames(tmp_path, obs, shape):
     assert info["frames"].shape == (2, 32, 32, 3)
     assert np.array_equal(info["frames"][-1] if obs == "frame" else info["frames"], seen)
     assert (type(reward), terminated, truncated) == (float, False, False)
-    assert set(info) == {"frames", "end_probability", "variables"}
-    assert set(info["variables"]) == {"energy"}
+    assert set(info) == {"frames", "end_probability", "variables", "expected_variables"}
+    assert set(info["variables"]) == set(info["expected_variables"]) == {"energy"}
 
 
 def test_same_seed_same_episode_across_resets_and_envs(tiny):

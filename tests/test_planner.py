@@ -98,9 +98,9 @@ def test_dreams_are_worth_what_the_env_pays(world, tmp_path):
         fork, total, energy = acting.fork(seed=seed), 0.0, acting.world.variables[0]
         for step, action in enumerate(actions[i]):
             _, reward, _, _, info = fork.step(int(action))
-            now = info["variables"]["energy"]
-            total += 0.9**step * (reward + 0.5 * (now - energy) - 2.0 * info["end_probability"])
-            energy = now
+            change = info["expected_variables"]["energy"] - energy
+            total += 0.9**step * (reward + 0.5 * change - 2.0 * info["end_probability"])
+            energy = info["variables"]["energy"]
         assert values[i] == pytest.approx(total, abs=1e-3)
     assert dreams.steps == 12
     dreams.close()

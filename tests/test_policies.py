@@ -153,7 +153,7 @@ class Counting(gym.Env):
 
 def test_the_real_env_has_the_worlds_frames_and_rate():
     gym.register("tests/Counting-v0", entry_point=Counting)
-    env = RealEnv(TINY, {"env": "tests/Counting-v0", "frame_skip": 2}, max_episode_steps=10)
+    env = RealEnv(TINY, {"data": {"env": "tests/Counting-v0", "frame_skip": 2}}, max_episode_steps=10)
     frame, info = env.reset(seed=0)
     assert frame.shape == (32, 32, 3)
     assert info["variables"] == {}  # it has no "energy"

@@ -81,7 +81,9 @@ def test_dreams_begin_with_the_real_frame_and_pay_until_they_end(tmp_path, monke
         for world, block in zip(worlds, step(worlds, conditions), strict=True):
             number = count.setdefault(id(world), [len(count), 0])
             number[1] += 1
-            blocks.append(Block(block.pictures, 1.0, 0.0, number[1] >= ends[number[0]], block.variables))
+            blocks.append(
+                Block(block.pictures, 1.0, 0.0, number[1] >= ends[number[0]], block.variables, block.expected)
+            )
         return blocks
 
     monkeypatch.setattr(engine, "step", pays_one)

@@ -25,6 +25,7 @@ from engine.training.data import Shards
 from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss, dream, latent_weights, target_levels
 from engine.training.export import changes_of
 from engine.training.fit import FitConfig, fit, learning_rate
+from engine.training.dreamed import DreamsConfig
 from engine.training.heads import HeadsConfig, Rows, average_precision
 from engine.training.latents import Episodes, Latents, encode_split
 from engine.training.pixels import PixelEnv
@@ -48,7 +49,7 @@ def config(out, **changes) -> TrainConfig:
         world=TINY.denoiser,
         kv=KVPolicy(window=4),
         denoiser=DenoiserConfig(frames=8, own_after=6, own_context=1.0, fit=replace(short, muon=True)),
-        heads=HeadsConfig(frames=5, fit=short),
+        heads=HeadsConfig(frames=5, dreams=DreamsConfig(count=6, steps=3), fit=short),
     )
     return replace(base, **changes)
 

@@ -406,6 +406,8 @@ def test_a_world_goes_on_from_a_snapshot_in_any_env_of_either_kind(endless, tens
     seen, told = single.restore(value)
     assert np.array_equal(seen, np.asarray(obs))
     assert told["variables"] == info["variables"]
+    assert told["expected_variables"] == info["expected_variables"]
+    assert told["expected_variables"] != told["variables"]
     assert (single.state.horizon, single.state.steps) == (9, 4)
     assert all(np.array_equal(single.step(2)[0], f[1]) for f in futures)
     envs.reset(options={"snapshot": [None, single.snapshot(), value]})

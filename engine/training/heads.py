@@ -1,12 +1,13 @@
 """Train the heads on the frozen trunk's features of real histories: rewards, changes of variables, ends.
 
 Ends and hits are rare, so half of the rows are drawn near them, and each row's loss is divided by how much more
-often it was drawn: the heads stay calibrated. Legend as in denoiser.py.
+often it was drawn: the heads stay calibrated. So that they are calibrated in dreams, a share of the rows is dreamed
+(see dreamed.py). Legend as in denoiser.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from engine.models.heads import Heads
 from engine.spec import WorldSpec
 from engine.training.denoiser import DenoiserConfig, Sequences, context_levels
+from engine.training.dreamed import Dreams, DreamsConfig, dreams_of
 from engine.training.fit import FitConfig, Metrics, fit
 from engine.training.latents import Episodes
 from engine.training.precision import autocast
@@ -24,13 +26,43 @@ from engine.training.precision import autocast
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Attributes: frames of history before the row that is read; share of draws that end on a rare row."""
+    """How rows are drawn.
+
+    Attributes:
+        frames: of history up to the row that is read, where it is real.
+        rare: share of draws that end on a rare row.
+        dreamed: share of draws whose row is dreamed, if there are any.
+        dreams: that they come of; held-out ones are an eighth as many.
+    """
 
     frames: int = 13
     rare: float = 0.5
+    dreamed: float = 0.7
+    dreams: DreamsConfig = field(default_factory=DreamsConfig)
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(steps=1_500, batch=24, lr=1e-3, ema=0.99, warmup=50, weight_decay=0.05)
     )
+
+
+class Odds:
+    """Draws of some things, a share of them rare ones.
+
+    Args:
+        natural: how often each should come, of sum one.
+        rare: which ones are.
+    """
+
+    def __init__(self, natural: np.ndarray, rare: np.ndarray, share: float):
+        share = share if rare.any() else 0.0
+        among = natural * rare
+        self.natural, self.odds = natural, share * among / max(among.sum(), 1e-12) + (1 - share) * natural
+        self.cumulative = np.cumsum(self.odds)
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which ones [count], and their weights: natural odds over drawn odds."""
+        last = len(self.odds) - 1
+        picks = np.searchsorted(self.cumulative, rng.random(count) * self.cumulative[-1]).clip(max=last)
+        return picks, (self.natural[picks] / self.odds[picks]).astype(np.float32)
 
 
 class Rows:
@@ -41,16 +73,42 @@ class Rows:
         rows = np.arange(len(episodes.latents))
         self.rows = rows[(rows <= episodes.last) & (rows > episodes.first)]
         self.deltas = change_indices(episodes, spec)
-        rare = (episodes.ends_next > 0) | (self.deltas != unchanged(spec)).any(1)
-        is_rare = rare[self.rows]
-        share = config.rare if is_rare.any() else 0.0
-        self.odds = np.where(is_rare, share / max(is_rare.sum(), 1), 0) + (1 - share) / len(self.rows)
-        self.cumulative = np.cumsum(self.odds)
+        self.rare = (episodes.ends_next > 0) | (self.deltas != unchanged(spec)).any(1)
+        self.odds = Odds(np.full(len(self.rows), 1 / len(self.rows)), self.rare[self.rows], config.rare)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [count] and their weights: uniform odds over drawn odds."""
-        picks = np.searchsorted(self.cumulative, rng.random(count) * self.cumulative[-1]).clip(max=len(self.rows) - 1)
-        return self.rows[picks], (1 / len(self.rows) / self.odds[picks]).astype(np.float32)
+        """Rows [count] and their weights."""
+        picks, weights = self.odds.draw(rng, count)
+        return self.rows[picks], weights
+
+
+class Batches:
+    """Real rows of a split beside dreamed ones, with the features of both."""
+
+    def __init__(self, rows: Rows, dreams: Dreams | None, trunk: nn.Module, config: HeadsConfig, device: torch.device):
+        self.rows, self.dreams, self.trunk, self.config, self.device = rows, dreams, trunk, config, device
+        if dreams is not None:
+            natural = dreams.weights / dreams.weights.sum()
+            self.odds = Odds(natural, rows.rare[dreams.rows], config.rare)
+
+    def real(self, rng: np.random.Generator, count: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Features [B, S, D] of real rows, the rows, and their weights."""
+        rows, weights = self.rows.draw(rng, count)
+        given = self.rows.episodes, rows, self.config.frames, self.rows.spec, self.device
+        return features_of(self.trunk, *given).float(), rows, weights
+
+    def dreamt(self, rng: np.random.Generator, count: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The same of dreamed ones."""
+        assert self.dreams is not None
+        picks, weights = self.odds.draw(rng, count)
+        return self.dreams.features[torch.from_numpy(picks)].to(self.device).float(), self.dreams.rows[picks], weights
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Both, in their shares."""
+        dreamt = round(count * self.config.dreamed) if self.dreams is not None else 0
+        parts = [draw(rng, n) for draw, n in ((self.real, count - dreamt), (self.dreamt, dreamt)) if n]
+        features, rows, weights = zip(*parts, strict=True)
+        return torch.cat(features), np.concatenate(rows), np.concatenate(weights)
 
 
 def unchanged(spec: WorldSpec) -> np.ndarray:
@@ -129,25 +187,52 @@ def train_heads(
     heads = (start or Heads(spec)).to(device)
     spread = max(float(train.rewards.std()), 1e-3)
     heads.reward_scale.copy_(torch.tensor([float(train.rewards.mean()), spread]))
-    data, test = Rows(train, spec, config), Rows(held_out, spec, config)
+    data = batches_of(spec, config, config.dreams, trunk, train, folder / "dreams-train", device)
+    fewer = replace(config.dreams, count=-(-config.dreams.count // 8))
+    test = batches_of(spec, config, fewer, trunk, held_out, folder / "dreams-validation", device)
 
     def loss(module: Heads, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
-        rows, weights = data.draw(rng, config.fit.batch)
-        features = features_of(trunk, train, rows, config.frames, spec, device).float()
-        return heads_loss(module, features, train, data, rows, weights)[0], {}
+        features, rows, weights = data.draw(rng, config.fit.batch)
+        return heads_loss(module, features, train, data.rows, rows, weights)[0], {}
 
     def validate(average: Heads, step: int) -> Metrics:
-        rows, weights = test.draw(np.random.default_rng(1), 400)
+        rng = np.random.default_rng(1)
         with torch.no_grad():
-            chunks = [features_of(trunk, held_out, r, config.frames, spec, device).float() for r in np.split(rows, 8)]
-            total, logit, ends, w = heads_loss(average, torch.cat(chunks), held_out, test, rows, weights)
-        return {
-            "heads": float(total),
-            "end_precision": average_precision(logit, ends, w),
-            "base_rate": float((ends * w).sum() / w.sum()),
-        }
+            found = report(average, test.rows, [test.real(rng, 50) for _ in range(8)])
+            if test.dreams is not None:
+                dreamt = report(average, test.rows, [test.dreamt(rng, 100) for _ in range(16)])
+                found |= {f"dreamed_{name}": value for name, value in dreamt.items()}
+        return found
 
     return fit("heads", heads, loss, validate, config.fit, folder)
+
+
+def batches_of(
+    spec: WorldSpec,
+    config: HeadsConfig,
+    dreams: DreamsConfig,
+    trunk: nn.Module,
+    episodes: Episodes,
+    path: Path,
+    device: torch.device,
+) -> Batches:
+    """What heads learn from, or are tried on."""
+    rows = Rows(episodes, spec, config)
+    return Batches(rows, dreams_of(spec, dreams, trunk, episodes, rows.rare, path, device), trunk, config, device)
+
+
+def report(heads: Heads, data: Rows, parts: list[tuple[Tensor, np.ndarray, np.ndarray]]) -> Metrics:
+    """Loss, and how well ends are foretold: average precision, base rate, and the mean of what was foretold."""
+    features, rows, weights = zip(*parts, strict=True)
+    total, logit, ends, w = heads_loss(
+        heads, torch.cat(features), data.episodes, data, np.concatenate(rows), np.concatenate(weights)
+    )
+    return {
+        "heads": float(total),
+        "end_precision": average_precision(logit, ends, w),
+        "base_rate": float((ends * w).sum() / w.sum()),
+        "foretold": float((logit.sigmoid() * w).sum() / w.sum()),
+    }
 
 
 def average_precision(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
