@@ -153,7 +153,7 @@ def lived(settings: Settings) -> Steps:
 
 
 def means(dream: Steps, real: Steps, kept: np.ndarray, weights: Sequence[np.ndarray], span: int) -> np.ndarray:
-    """Of every value, what a kept dreamed step has on average, and a real one of the same age, [2, values].
+    """Of every shared value, what a kept dreamed step has on average, and a real one of the same age, [2, values].
 
     Args:
         kept: bool [S], of the dreamed steps.
@@ -167,11 +167,16 @@ def means(dream: Steps, real: Steps, kept: np.ndarray, weights: Sequence[np.ndar
     shares = np.where(both, shares, 0.0)
     inside = ours * both[dream.age // span]
     rows = []
-    for name in dream.values:
+    for name in shared(dream, real):
         sums = np.bincount(real.age // span, theirs * real.values[name], bins)
         rates = np.divide(sums, there, where=both, out=np.zeros(bins))
         rows.append((np.average(dream.values[name], weights=inside), np.average(rates, weights=shares)))
     return np.array(rows).T
+
+
+def shared(dream: Steps, real: Steps) -> list[str]:
+    """Names of what is known of both: a real env may lack a variable."""
+    return [name for name in dream.values if name in real.values]
 
 
 def compare(dream: Steps, real: Steps, settings: Settings) -> list[dict[str, Any]]:
@@ -186,7 +191,7 @@ def compare(dream: Steps, real: Steps, settings: Settings) -> list[dict[str, Any
         spread = [np.subtract(*means(dream, real, kept, weights, settings.span)) for weights in draws]
         low, high = np.quantile(spread, (0.025, 0.975), axis=0)
         row: dict[str, Any] = {"bound": bound, "kept": round(float(kept.mean()), 4)}
-        for k, name in enumerate(dream.values):
+        for k, name in enumerate(shared(dream, real)):
             found = {"dream": ours[k], "real": theirs[k], "gap": ours[k] - theirs[k], "low": low[k], "high": high[k]}
             row[name] = {key: round(float(x), 5) for key, x in found.items()}
         made.append(row)

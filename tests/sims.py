@@ -47,6 +47,7 @@ def identical(first: list[Block], second: list[Block]) -> bool:
         np.array_equal(a.frames, b.frames)
         and (a.reward, a.end_probability, a.terminated) == (b.reward, b.end_probability, b.terminated)
         and np.array_equal(a.variables, b.variables)
+        and np.array_equal(a.expected, b.expected)
         for a, b in zip(first, second, strict=True)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from engine.loading import assemble
 from engine.paged_attention import attend_reference as attend_reference_paged
 from engine.runner import Runner
 from engine.schedule import commit
-from tests.sims import Uncached, act, check_pages, footage, make_engine, roll
+from tests.sims import Uncached, act, check_pages, footage, identical, make_engine, roll
 from tests.worlds import TINY, make_modules
 
 POLICIES = [
@@ -209,6 +210,18 @@ def test_observing_bit_by_bit_equals_opening_at_once():
     for k in range(3, 7):
         sim.observe(parts, Start(seen.frames[k : k + 1], seen.actions[k : k + 1], seen.variables[k : k + 1]))
     assert np.array_equal(sim.step([whole], act(1))[0].frames, sim.step([parts], act(1))[0].frames)
+
+
+def test_a_world_may_begin_from_latents():
+    """Those that its first frames encode to: the same future. Others than the model's are refused."""
+    sim, seen = make_engine(max_worlds=2), footage(3)
+    latents, _ = sim.model.codec.encode(torch.from_numpy(seen.frames)[None])
+    bare = Start(seen.frames[:0], seen.actions, seen.variables, latents=latents[0])
+    worlds = sim.open(seen, seed=4), sim.open(bare, seed=4)
+    assert identical(*(roll(sim, world, 4) for world in worlds))
+    for wrong in (replace(bare, latents=latents[0, :, :2]), replace(bare, latents=latents[0, :2])):
+        with pytest.raises(ValueError, match=r"start (latents|actions)"):
+            sim.open(wrong, seed=0)
 
 
 def test_outlook_is_what_the_step_reports_and_moves_nothing():

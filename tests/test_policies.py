@@ -153,10 +153,12 @@ class Counting(gym.Env):
 
 def test_the_real_env_has_the_worlds_frames_and_rate():
     gym.register("tests/Counting-v0", entry_point=Counting)
-    env = RealEnv(TINY, {"data": {"env": "tests/Counting-v0", "frame_skip": 2}}, max_episode_steps=10)
+    env = RealEnv(TINY, {"keys": {"d": 2}, "data": {"env": "tests/Counting-v0", "frame_skip": 2}}, max_episode_steps=10)
     frame, info = env.reset(seed=0)
     assert frame.shape == (32, 32, 3)
     assert info["variables"] == {}  # it has no "energy"
+    script = make_policy("script:left*2, d", env)  # names of the world's actions and keys
+    assert [script(frame) for _ in range(3)] == [1, 1, 2]
     assert env.step(1)[1:4] == (2.0, False, False)
     last = env.step(1)[0]
     frame, reward, terminated, truncated, _ = env.step(1)

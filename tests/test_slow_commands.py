@@ -37,7 +37,8 @@ SETTINGS = f"""
 --world.width 32 --world.layers 2 --world.heads 2 --kv.window 4
 --denoiser.frames 8 --denoiser.own-after 0 --denoiser.fit.muon --denoiser.fit.warmup 5
 --denoiser.fit.steps {DENOISER_STEPS} --denoiser.fit.batch 4 --denoiser.fit.every 0 --denoiser.fit.validate-every 50
---heads.frames 5 --heads.fit.steps 20 --heads.fit.batch 4 --heads.fit.validate-every 10
+--heads.frames 5 --heads.dreams.count 6 --heads.dreams.steps 4
+--heads.fit.steps 20 --heads.fit.batch 4 --heads.fit.validate-every 10
 """.split()
 
 

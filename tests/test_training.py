@@ -23,9 +23,9 @@ from engine.training.codec import CodecConfig, codec_report, pixel_weights, trai
 from engine.training.collect import CollectConfig, collect
 from engine.training.data import Shards
 from engine.training.denoiser import DenoiserConfig, Sequences, denoiser_loss, dream, latent_weights, target_levels
+from engine.training.dreamed import DreamsConfig
 from engine.training.export import changes_of
 from engine.training.fit import FitConfig, fit, learning_rate
-from engine.training.dreamed import DreamsConfig
 from engine.training.heads import HeadsConfig, Rows, average_precision
 from engine.training.latents import Episodes, Latents, encode_split
 from engine.training.pixels import PixelEnv

@@ -79,7 +79,7 @@ class Watching(Silent):
     """In place of heads: keeps the features that they would be shown. Nothing ends and no variable moves."""
 
     def __init__(self, spec: WorldSpec):
-        self.spec, self.hidden = spec, spec.stream.tokens * spec.denoiser.width  # type: ignore[misc]
+        self.spec, self.hidden = spec, spec.stream.tokens * spec.denoiser.width
 
     def summarise(self, features: Tensor) -> Tensor:
         return features.flatten(1)
@@ -169,7 +169,7 @@ def watched(spec: WorldSpec, trunk: nn.Module, device: torch.device) -> WorldMod
 
 
 def dreamed(sim: Engine, config: DreamsConfig, episodes: Episodes, starts: np.ndarray, seed: int) -> dict[str, Tensor]:
-    """`features` of every dreamed row that there really was, `which` of the starts it came of, and its `age` from it."""
+    """`features` of every dreamed row that there really was, `which` of the starts it came of, its `age` from there."""
     spec, block = sim.spec, sim.spec.block
     worlds = [sim.open(start_of(episodes, s, config.given), seed + i) for i, s in enumerate(starts.tolist())]
     features, which, ages = [], [], []

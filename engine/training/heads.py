@@ -74,6 +74,7 @@ class Rows:
         self.rows = rows[(rows <= episodes.last) & (rows > episodes.first)]
         self.deltas = change_indices(episodes, spec)
         self.rare = (episodes.ends_next > 0) | (self.deltas != unchanged(spec)).any(1)
+        self.last_spread = spread_of(episodes.rewards[rows_after(np.flatnonzero(episodes.ends_next), episodes)])
         self.odds = Odds(np.full(len(self.rows), 1 / len(self.rows)), self.rare[self.rows], config.rare)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +112,16 @@ class Batches:
         return torch.cat(features), np.concatenate(rows), np.concatenate(weights)
 
 
+def spread_of(values: np.ndarray) -> float:
+    """Standard deviation, for losses to be divided by: of too few values or of equal ones, at least something."""
+    return max(float(values.std()) if len(values) else 0.0, 1e-3)
+
+
+def rows_after(rows: np.ndarray, episodes: Episodes) -> np.ndarray:
+    """The rows after these."""
+    return np.minimum(rows + 1, len(episodes.rewards) - 1)
+
+
 def unchanged(spec: WorldSpec) -> np.ndarray:
     """The index of "no change" of every variable, [V]."""
     return np.array([int(np.argmin(np.abs(v.deltas))) for v in spec.variables], np.int64)
@@ -146,7 +157,7 @@ def features_of(trunk: nn.Module, episodes: Episodes, rows: np.ndarray, frames: 
 
 def next_actions(episodes: Episodes, rows: np.ndarray) -> np.ndarray:
     """The action taken after each row, [B, A]."""
-    return episodes.actions[np.minimum(rows + 1, len(episodes.actions) - 1)]
+    return episodes.actions[rows_after(rows, episodes)]
 
 
 def heads_loss(heads: Heads, features: Tensor, episodes: Episodes, data: Rows, rows: np.ndarray, weights: np.ndarray):
@@ -166,9 +177,9 @@ def heads_loss(heads: Heads, features: Tensor, episodes: Episodes, data: Rows, r
     logit, last = heads.next(state, variables, actions)
     ends = torch.from_numpy(episodes.ends_next[rows]).to(device)
     total = total + (w * F.binary_cross_entropy_with_logits(logit, ends, reduction="none")).mean()
-    after = np.minimum(rows + 1, len(episodes.rewards) - 1)
-    final = torch.from_numpy(episodes.rewards[after]).to(device)
-    total = total + (ends * ((last - final) / spread).square()).sum() / ends.sum().clamp(min=1)
+    final = torch.from_numpy(episodes.rewards[rows_after(rows, episodes)]).to(device)
+    errors = ((last - final) / max(data.last_spread, float(spread))).square()
+    total = total + (ends * errors).sum() / ends.sum().clamp(min=1)
     return total, logit, ends, w
 
 
@@ -185,8 +196,7 @@ def train_heads(
     """Train (or resume) the heads; returns their averaged weights."""
     torch.manual_seed(config.fit.seed)
     heads = (start or Heads(spec)).to(device)
-    spread = max(float(train.rewards.std()), 1e-3)
-    heads.reward_scale.copy_(torch.tensor([float(train.rewards.mean()), spread]))
+    heads.reward_scale.copy_(torch.tensor([float(train.rewards.mean()), spread_of(train.rewards)]))
     data = batches_of(spec, config, config.dreams, trunk, train, folder / "dreams-train", device)
     fewer = replace(config.dreams, count=-(-config.dreams.count // 8))
     test = batches_of(spec, config, fewer, trunk, held_out, folder / "dreams-validation", device)
