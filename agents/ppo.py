@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import inferix_env  # noqa: F401, registers the ids
+from agents.curves import plot_gap
 from agents.networks import ActorCritic, Memory, NetworkSpec, save_network
 from agents.score import play_episodes
 from agents.trained import TrainedPolicy
@@ -499,7 +500,7 @@ class PPO:
         torch.save(state, temporary)
         temporary.replace(self.out / "checkpoint.pt")
         write_text(self.out / "log.csv", table(self.log))
-        plot_gap(self.out / "gap.png", self.log, "real env" if self.settings.real else "dream")
+        plot_gap(self.out / "gap.png", [self.log], "real env" if self.settings.real else "dream")
 
     def load(self) -> None:
         """Go on from the checkpoint."""
@@ -546,25 +547,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def plot_gap(path: Path, rows: Sequence[dict[str, Any]], where: str) -> None:
-    """Plot what an episode pays where the policy learns, and in the real env, over training."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    steps, returns = np.array([r["steps"] for r in rows]), np.array([r["return"] for r in rows])
-    axes.plot(steps, returns, color="C0", alpha=0.25)
-    kernel = np.ones(min(9, len(rows)))
-    smooth = np.convolve(returns, kernel, "same") / np.convolve(np.ones(len(rows)), kernel, "same")
-    axes.plot(steps, smooth, color="C0", label=f"{where}: reward for each end, while learning")
-    real = [(r["steps"], r["real_return"]) for r in rows if r["real_return"] is not None]
-    if real:
-        axes.plot(*zip(*real, strict=True), "o-", color="C1", label="real env: return of an episode")
-    axes.set(xlabel="env steps learned from", ylabel="return", ylim=(0, None))
-    axes.legend()
-    figure.savefig(path, dpi=110)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
