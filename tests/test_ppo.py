@@ -183,19 +183,15 @@ def test_soft_ends_are_the_worlds_probabilities(tiny, tmp_path):
     assert over.dtype == torch.bool
 
 
-def test_soft_changes_are_those_that_the_world_expected(tiny, tmp_path):
-    runs = [PPO(settings(tmp_path / str(soft), tiny, soft_changes=soft, shape="energy=0.5")) for soft in (True, False)]
-    for run in runs:
-        run.begin()
-    before = runs[0].variables["energy"].copy()
-    (soft, *_), (drawn, *_) = (run.play(np.zeros(4, np.int64)) for run in runs)
-    states = runs[0].envs.unwrapped.states
-    lost = np.array([state.expected[0] for state in states]) - before
-    going = ~np.array([state.world.ended for state in states])
-    fell = runs[0].variables["energy"] - before
-    assert going.any()
-    assert (soft - drawn).numpy()[going] == pytest.approx(0.5 * (lost - fell)[going], abs=1e-5)
-    assert not np.allclose(lost, fell)
+@pytest.mark.parametrize(("soft", "added"), [(True, [-2.5, -0.5, 0.0]), (False, [-10.0, 0.0, 0.0])])
+def test_soft_changes_are_those_that_the_world_expected(tiny, tmp_path, soft, added):
+    run = PPO(settings(tmp_path, tiny, soft_changes=soft, shape="energy=0.5"))
+    run.begin()
+    run.variables = {"energy": np.full(3, 100.0)}
+    now, expected = np.array([80.0, 100.0, 60.0]), np.array([95.0, 99.0, 90.0])
+    infos = {"variables": {"energy": now}, "expected_variables": {"energy": expected}}
+    assert run.changes(infos, np.array([False, False, True])).tolist() == added  # an end counts as an end alone
+    assert run.variables["energy"].tolist() == now.tolist()
 
 
 def test_a_guard_cuts_training_episodes_where_the_dream_is_doubtful(tiny, tmp_path):
