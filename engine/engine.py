@@ -397,9 +397,7 @@ class Engine:
         rewards, changes = self.model.heads.now(self._head_states(worlds))
         expected = np.stack([world.variables for world in worlds])
         for v, (variable, logits) in enumerate(zip(self.spec.variables, changes, strict=True)):
-            for i, (world, row) in enumerate(zip(worlds, logits.cpu().double().numpy(), strict=True)):
-                odds = np.exp(row - row.max())  # row by row: a batched softmax has other last bits for other batches
-                odds /= odds.sum()
+            for i, (world, odds) in enumerate(zip(worlds, logits.softmax(-1).cpu().numpy(), strict=True)):
                 outcomes = np.clip(world.variables[v] + np.array(variable.deltas), variable.low, variable.high)
                 draw = world.noise.uniform(world.block, noise.VARIABLES + v)[0]
                 drawn = min(int(np.searchsorted(odds.cumsum(), draw)), len(odds) - 1)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from engine.fp8 import KINDS
 from engine.model import Codec, States, WorldModel
-from engine.models.heads import Heads
 from engine.models.magi_layers import WideLinear
 from engine.packing import PackedLinear
 from engine.swap import swap_linears
@@ -25,7 +24,7 @@ LINEARS = (nn.Linear, PackedLinear, WideLinear, *KINDS)
 
 
 class WorldLinear(nn.Module):
-    """A linear layer, or another module of products, over [N, ...], one product a world."""
+    """A linear layer over [N, ...], one product a world."""
 
     def __init__(self, linear: nn.Module):
         super().__init__()
@@ -62,6 +61,4 @@ def invariant(model: WorldModel) -> WorldModel:
     assert isinstance(model.denoiser, nn.Module)
     denoiser = swap_linears(model.denoiser, WorldLinear, LINEARS)
     heads = swap_linears(model.heads, WorldLinear, LINEARS)
-    if isinstance(heads, Heads):  # its sum over tokens is a product too
-        setattr(heads, "pool", WorldLinear(heads.pool))  # noqa: B010, of another type
     return replace(model, denoiser=denoiser, heads=heads, codec=WorldCodec(model.codec))

@@ -25,8 +25,9 @@ class Pool(nn.Module):
         self.value = nn.Linear(width, value_width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        weights = self.score(tokens).float().softmax(dim=1).to(tokens.dtype)
-        return torch.einsum("bsq,bsd->bqd", weights, self.value(tokens)).flatten(1)
+        # In float64, rounded at the end: in float32 these sums have other last bits for other batches and threads.
+        weights = self.score(tokens).double().softmax(dim=1)
+        return torch.einsum("bsq,bsd->bqd", weights, self.value(tokens).double()).flatten(1).to(tokens.dtype)
 
 
 class Heads(nn.Module):
