@@ -62,9 +62,8 @@ def plot_gap(path: Path, runs: Sequence[Rows], where: str) -> None:
     axes = figure.subplots()
     for i, rows in enumerate(runs):
         shade = 1 - 0.6 * i / len(runs)
-        labels = (
-            (f"{where}: reward for each end, while learning", "real env: return of an episode") if not i else ("", "")
-        )
+        said = f"{where}: reward for each end, while learning", "real env: return of an episode"
+        labels = ("", "") if i else said
         steps, returns = np.array([r["steps"] for r in rows]), np.array([r["return"] for r in rows])
         kernel = np.ones(min(SMOOTH, len(rows)))
         smooth = np.convolve(returns, kernel, "same") / np.convolve(np.ones(len(rows)), kernel, "same")

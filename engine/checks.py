@@ -30,14 +30,11 @@ def check_start(start: Start, spec: WorldSpec) -> None:
     if spec.published and not len(start.frames):
         check_latents(start, spec)
         return
-    if start.latents is not None and not spec.published:
-        check_latents(start, spec)
-        count = len(start.latents)
-    else:
-        count = check_frames(start.frames, spec)
     if spec.published:
-        check_clip(count, spec)
+        check_clip(check_frames(start.frames, spec), spec)
         return
+    check_latents(start, spec)
+    count = check_frames(start.frames, spec) if start.latents is None else len(start.latents)
     if count % spec.block:
         raise ValueError(f"{count} start frames: expected a multiple of the block's {spec.block}")
     if np.shape(start.actions) != (count, spec.actions.width):
