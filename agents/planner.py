@@ -4,8 +4,9 @@ At every plan the world is forked into as many candidates, each dreams on under 
 actions of the best are taken. All candidates are worlds of one vector env: a step of a plan is one batched call. What
 is acted in is a dream of the same world (its forks get other noise than the future that comes), or, the honest test,
 the real env, whose last frames the plan's dream goes on from. `--candidates 1` does not plan: it is the baseline, which
-holds random actions as long. OUT/episodes.jsonl gets a line an episode, and the same command goes on where it stopped;
-OUT/planner.png shows the return over the candidates.
+holds random actions as long. `--beside trained` has a policy play the same episodes, which dreams nothing ahead.
+OUT/episodes.jsonl gets a line an episode, and the same command goes on where it stopped; OUT/planner.png shows the
+return over the candidates, and the policies' as lines across.
 
 Knows inferix_env's public face; how a plan is found is in planning.py.
 """
@@ -18,8 +19,9 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -27,6 +29,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.planning import Dreams, Planner, PlannerConfig
+from agents.policies import make_policy
 from inferix_env.env import WorldSimEnv
 from inferix_env.real import real_env
 from inferix_env.record import write_sheet, write_text
@@ -37,16 +40,16 @@ KEYS = (*KEYS, "weights", "end_cost", "discount", "max_steps", "num_steps", "see
 
 
 class Dreamed:
-    """Acting in a dream: a plan goes on from its snapshot."""
+    """Acting in a dream: a plan goes on from its snapshot. `frame` is the last one."""
 
     def __init__(self, config: PlannerConfig):
         self.env: gym.Env = WorldSimEnv(config.world, num_steps=config.num_steps, device=config.device)
 
     def reset(self, seed: int) -> None:
-        self.env.reset(seed=seed)
+        self.frame, _ = self.env.reset(seed=seed)
 
     def step(self, action: Any) -> tuple[float, bool]:
-        _, reward, terminated, truncated, _ = self.env.step(action)
+        self.frame, reward, terminated, truncated, _ = self.env.step(action)
         return float(reward), terminated or truncated
 
     def state(self) -> dict[str, Any]:
@@ -55,20 +58,20 @@ class Dreamed:
 
 
 class Lived:
-    """Acting in the real env: a plan goes on from its last frames."""
+    """Acting in the real env: a plan goes on from its last frames. `frame` is the last one."""
 
     def __init__(self, config: PlannerConfig):
         self.env: gym.Env = real_env(config.world)
         self.seen: deque[tuple[Any, np.ndarray, dict[str, float]]] = deque(maxlen=config.context)
 
     def reset(self, seed: int) -> None:
-        frame, info = self.env.reset(seed=seed)
+        self.frame, info = self.env.reset(seed=seed)
         self.seen.clear()
-        self.seen.append((None, frame, info["variables"]))
+        self.seen.append((None, self.frame, info["variables"]))
 
     def step(self, action: Any) -> tuple[float, bool]:
-        frame, reward, terminated, truncated, info = self.env.step(action)
-        self.seen.append((action, frame, info["variables"]))
+        self.frame, reward, terminated, truncated, info = self.env.step(action)
+        self.seen.append((action, self.frame, info["variables"]))
         return float(reward), terminated or truncated
 
     def state(self) -> dict[str, Any]:
@@ -78,30 +81,82 @@ class Lived:
         return {"frames": np.stack(frames), "actions": list(actions[1:]), "variables": named}
 
 
-def play(place: Dreamed | Lived, planner: Planner, config: PlannerConfig, seed: int, bar: tqdm) -> dict[str, Any]:
+Place = Dreamed | Lived
+
+
+class Actor(Protocol):
+    """Acts by some method, with some number of candidates a plan. `dreamed`: steps dreamed so far, to choose by."""
+
+    method: str
+    candidates: int
+
+    @property
+    def dreamed(self) -> int: ...
+
+    def reset(self, seed: int) -> None: ...
+
+    def actions(self, place: Place) -> list[Any]:
+        """The next ones, at least one."""
+
+    def close(self) -> None: ...
+
+
+class Planned:
+    """Acts on plans."""
+
+    def __init__(self, config: PlannerConfig, space: gym.Space, candidates: int):
+        self.method: str = config.method
+        self.candidates = candidates
+        self.planner = Planner(config, space, candidates)
+        self.reset, self.close = self.planner.reset, self.planner.close
+
+    @property
+    def dreamed(self) -> int:
+        return self.planner.dreams.steps if self.planner.dreams else 0
+
+    def actions(self, place: Place) -> list[Any]:
+        return list(self.planner.plan(place.state() if self.planner.dreams else {}))
+
+
+class Followed:
+    """Acts as a policy says, and dreams nothing ahead."""
+
+    candidates = dreamed = 0
+
+    def __init__(self, policy: str, env: gym.Env, world: str):
+        self.method, self.policy = policy, make_policy(policy, env, world)
+        self.reset = self.policy.reset
+
+    def actions(self, place: Place) -> list[Any]:
+        return [self.policy(place.frame)]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def play(place: Place, actor: Actor, config: PlannerConfig, seed: int, bar: tqdm) -> dict[str, Any]:
     """One episode; what came of it."""
     place.reset(seed)
-    planner.reset(seed)
-    began, dreamed = time.perf_counter(), planner.dreams.steps if planner.dreams else 0
-    total, steps, ended, coming = 0.0, 0, False, []
+    actor.reset(seed)
+    began, dreamed = time.perf_counter(), actor.dreamed
+    total, steps, ended, coming = 0.0, 0, False, list[Any]()
     while steps < config.max_steps and not ended:
-        coming = coming or list(planner.plan(place.state() if planner.dreams else {}))
+        coming = coming or actor.actions(place)
         reward, ended = place.step(coming.pop(0))
         total, steps = total + reward, steps + 1
         bar.update()
-    dreamed = (planner.dreams.steps if planner.dreams else 0) - dreamed
     return {
         "return": total,
         "steps": steps,
         "ended": ended,
-        "dream_steps": dreamed,
+        "dream_steps": actor.dreamed - dreamed,
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
-def identity(config: PlannerConfig, mode: str, candidates: int, seed: int) -> dict[str, Any]:
+def identity(config: PlannerConfig, mode: str, method: str, candidates: int, seed: int) -> dict[str, Any]:
     """What an episode follows from."""
-    given = asdict(config) | {"mode": mode, "candidates": candidates, "seed": seed}
+    given = asdict(config) | {"mode": mode, "method": method, "candidates": candidates, "seed": seed}
     return json.loads(json.dumps({name: given[name] for name in KEYS}))
 
 
@@ -135,35 +190,46 @@ def run(config: PlannerConfig) -> list[dict[str, Any]]:
     Dreams(config, 1).close()  # says what is wrong with the world or the weights before anything is played
     for mode in config.modes:
         place = Dreamed(config) if mode == "dream" else Lived(config)
-        for candidates in config.candidates:
+        for policy in config.beside:
+            Followed(policy, place.env, config.world)  # says which one there is not, too
+        for method, candidates in [(config.method, n) for n in config.candidates] + [(p, 0) for p in config.beside]:
             seeds = range(config.seed, config.seed + config.episodes)
-            marks = [identity(config, mode, candidates, seed) for seed in seeds]
+            marks = [identity(config, mode, method, candidates, seed) for seed in seeds]
             wanted += marks
             missing = [mark for mark in marks if not any(mark.items() <= row.items() for row in rows)]
             if not missing:
                 continue
-            planner = Planner(config, place.env.action_space, candidates)
+            actor = actor_of(config, place, method, candidates)
             for mark in missing:
-                with tqdm(desc=f"{mode}, {candidates}, seed {mark['seed']}", unit="step", disable=None) as bar:
-                    rows.append({**mark, **play(place, planner, config, mark["seed"], bar)})
+                name = f"{mode}, {candidates or method}, seed {mark['seed']}"
+                with tqdm(desc=name, unit="step", disable=None) as bar:
+                    rows.append({**mark, **play(place, actor, config, mark["seed"], bar)})
                 write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-            planner.close()
+            actor.close()
         place.env.close()
     return [row for row in rows if any(mark.items() <= row.items() for mark in wanted)]
 
 
+def actor_of(config: PlannerConfig, place: Place, method: str, candidates: int) -> Actor:
+    """Who acts with so many candidates; a policy with none."""
+    if candidates:
+        return Planned(config, place.env.action_space, candidates)
+    return Followed(method, place.env, config.world)
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean return and its standard error by mode and candidates."""
-    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    """Mean return and its standard error by mode, method and candidates."""
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["mode"], row["candidates"]), []).append(row)
+        groups.setdefault((row["mode"], row["method"], row["candidates"]), []).append(row)
     made = []
-    for (mode, candidates), group in sorted(groups.items()):
+    for (mode, method, candidates), group in sorted(groups.items()):
         returns = np.array([row["return"] for row in group])
         steps = sum(row["steps"] for row in group)
         made.append(
             {
                 "mode": mode,
+                "method": method,
                 "candidates": candidates,
                 "episodes": len(group),
                 "mean": float(returns.mean()),
@@ -176,21 +242,27 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def picture(config: PlannerConfig, found: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return over candidates, a line a mode, uint8 [h, w, 3]."""
-    from inferix_env.evaluation.plots import DREAM, REAL, Axes, Line, plot
+    """Return over candidates, a panel a mode, with the policies' return across it, uint8 [h, w, 3]."""
+    from inferix_env.evaluation.plots import COLOURS, DREAM, REAL, Axes, Line, plot
 
-    lines = []
+    panels = []
     for mode, colour in (("dream", DREAM), ("real", REAL)):
-        own = [row for row in found if row["mode"] == mode]
-        if own:
-            x, y, error = ([row[key] for row in own] for key in ("candidates", "mean", "error"))
-            lines.append(
-                Line(f"acting in {'a dream' if mode == 'dream' else 'the real env'}", x, y, colour, error=error)
-            )
-    title = f"{config.world}, {config.method}, horizon {config.horizon}, {config.episodes} episodes a point"
-    label = "candidates a plan (1: random actions)"
-    axes = Axes(title, label, "return, mean and standard error", lines, ticks=config.candidates, log_x=True, floor=0.0)
-    return plot([axes], width=6.4, height=4.2)
+        own = [row for row in found if row["mode"] == mode and row["candidates"]]
+        if not own:
+            continue
+        x, y, error = ([row[key] for row in own] for key in ("candidates", "mean", "error"))
+        lines = [Line(f"{config.method}, horizon {config.horizon}", x, y, colour, error=error)]
+        policies = [row for row in found if row["mode"] == mode and not row["candidates"]]
+        for row, shade in zip(policies, cycle(COLOURS[1:]), strict=False):
+            level, off = ([row[key]] * len(x) for key in ("mean", "error"))
+            lines.append(Line(f"policy {row['method']}, no plans", x, level, shade, error=off))
+        place = "acting in a dream" if mode == "dream" else "acting in the real env"
+        title = f"{config.world}, {place}, {config.episodes} episodes a point"
+        label = "candidates a plan (1: random actions)"
+        panels.append(
+            Axes(title, label, "return, mean and standard error", lines, ticks=config.candidates, log_x=True, floor=0.0)
+        )
+    return plot(panels, width=6.4, height=4.2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

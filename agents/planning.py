@@ -26,6 +26,7 @@ class PlannerConfig:
         modes: what is acted in: a dream, the real env, or both in turn.
         method: random shooting, or the cross-entropy method, which draws its candidates in `rounds`.
         candidates: action sequences tried a plan, one or more budgets; 1 plans nothing and acts at random.
+        beside: policies that play the same episodes for comparison, such as trained (see agents.policies).
         rounds: of the cross-entropy method; each draws an equal part of the candidates.
         horizon: steps dreamed ahead.
         repeat: steps that a drawn action is held.
@@ -47,6 +48,7 @@ class PlannerConfig:
     modes: tuple[Literal["dream", "real"], ...] = ("dream", "real")
     method: Literal["shooting", "cem"] = "shooting"
     candidates: tuple[int, ...] = (1, 16)
+    beside: tuple[str, ...] = ()
     rounds: int = 3
     horizon: int = 12
     repeat: int = 4

@@ -207,24 +207,43 @@ def test_real_episodes_end_where_the_real_env_ends_them(world, tmp_path):
 def test_the_summary_and_its_plot(world, tmp_path):
     config = config_of(world, tmp_path, candidates=(1, 8))
     rows = [
-        {"mode": m, "candidates": n, "return": r, "steps": 4, "dream_steps": n * 4, "seconds": 2.0}
+        {"mode": m, "method": p, "candidates": n, "return": r, "steps": 4, "dream_steps": n * 4, "seconds": 2.0}
         for m in ("dream", "real")
-        for n in (1, 8)
+        for p, n in (("shooting", 1), ("shooting", 8), ("random", 0))
         for r in (10.0, 20.0)
     ]
     found = summary(rows)
-    assert [(row["mode"], row["candidates"]) for row in found] == [("dream", 1), ("dream", 8), ("real", 1), ("real", 8)]
-    assert found[1]["mean"] == 15.0
-    assert found[1]["error"] == pytest.approx(5.0)
-    assert found[1]["dream_steps_per_step"] == 8.0
+    assert [(row["mode"], row["candidates"]) for row in found] == [(m, n) for m in ("dream", "real") for n in (0, 1, 8)]
+    assert found[2]["mean"] == 15.0
+    assert found[2]["error"] == pytest.approx(5.0)
+    assert found[2]["dream_steps_per_step"] == 8.0
     assert picture(config, found).shape[2] == 3
+
+
+def test_policies_play_the_same_episodes_beside_the_planner(world, tmp_path):
+    config = config_of(world, tmp_path, candidates=(1,), beside=("random", "script:1*3, 2*3"), max_steps=50)
+    rows = run(config)
+    assert [(row["mode"], row["method"], row["candidates"]) for row in rows[3:]] == [
+        ("real", "shooting", 1),
+        ("real", "random", 0),
+        ("real", "script:1*3, 2*3", 0),
+    ]
+    assert rows[5]["return"] == 3 * 2 + 3 * 3 + 3 * 2  # of the nine steps that the real env has
+    assert {row["dream_steps"] for row in rows} == {0}
+    assert run(config) == rows
+
+
+def test_a_policy_that_there_is_not_is_named_before_an_episode(world, tmp_path):
+    with pytest.raises(ValueError, match="policy 'clever'"):
+        run(config_of(world, tmp_path, beside=("clever",)))
+    assert not (tmp_path / "out" / "episodes.jsonl").exists()
 
 
 def test_the_command(world, tmp_path, capsys):
     out = tmp_path / "out"
     given = ["--world", str(world), "--modes", "real", "--candidates", "1", "--episodes", "1", "--out", str(out)]
     assert main([*given, "--max-steps", "4"]) == 0
-    assert "mode real, candidates 1, episodes 1" in capsys.readouterr().out
+    assert "mode real, method shooting, candidates 1, episodes 1" in capsys.readouterr().out
     assert (out / "planner.png").stat().st_size > 1000
 
 
