@@ -14,16 +14,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents.policies import make_policy
-from inferix_env.env import WorldSimEnv
+from agents.policies import Policy, make_policy
 from inferix_env.real import real_env
 from inferix_env.record import write_text
 from inferix_env.vector import WorldSimVectorEnv
@@ -94,12 +95,20 @@ class Steps:
         return self.age <= first[self.episode]
 
 
-def dreamed(settings: Settings) -> Steps:
-    """A policy in dreams; when an episode is over, its world begins another."""
+def played(settings: Settings) -> tuple[Steps, Steps]:
+    """Both, opened before either is played: what one of them lacks is said at once."""
     options: dict[str, Any] = {"world": settings.world, "guard": settings.guard, "autoreset_mode": "Disabled"}
-    envs = WorldSimVectorEnv(settings.worlds, deterministic=False, max_episode_steps=settings.max_steps, **options)
-    single = WorldSimEnv(settings.world)
-    policies = [make_policy(settings.policy, single, settings.world) for _ in range(settings.worlds)]
+    options |= {"deterministic": False, "max_episode_steps": settings.max_steps}
+    with (
+        closing(real_env(settings.world, max_episode_steps=settings.max_steps)) as real,
+        closing(WorldSimVectorEnv(settings.worlds, **options)) as envs,
+    ):
+        policies = [make_policy(settings.policy, real, settings.world) for _ in range(settings.worlds)]
+        return dreamed(envs, policies, settings), lived(real, policies[0], settings)
+
+
+def dreamed(envs: WorldSimVectorEnv, policies: Sequence[Policy], settings: Settings) -> Steps:
+    """A policy in dreams; when an episode is over, its world begins another."""
     episodes, rows = np.arange(settings.worlds), []
     observations, infos = envs.reset(seed=settings.seed)
     for policy, episode in zip(policies, episodes, strict=True):
@@ -123,8 +132,6 @@ def dreamed(settings: Settings) -> Steps:
             ages[over] = 0
             for i in np.flatnonzero(over):
                 policies[i].reset(settings.seed + int(episodes[i]))
-    envs.close()
-    single.close()
     return Steps.of(rows)
 
 
@@ -133,10 +140,9 @@ def named(columns: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.array(column) for name, column in columns.items() if not name.startswith("_")}
 
 
-def lived(settings: Settings) -> Steps:
+def lived(env: gym.Env, policy: Policy, settings: Settings) -> Steps:
     """A policy in the real env. The last step of an episode moves no variable: behind an end none is read."""
-    env = real_env(settings.world, max_episode_steps=settings.max_steps)
-    policy, rows = make_policy(settings.policy, env, settings.world), []
+    rows = []
     for episode in tqdm(range(settings.episodes), desc="real", unit="episode", leave=False, disable=None):
         policy.reset(settings.seed + episode)
         frame, info = env.reset(seed=settings.seed + episode)
@@ -148,7 +154,6 @@ def lived(settings: Settings) -> Steps:
             row = {"episode": episode, "age": age, "signal": 0.0, "reward": float(reward), "end": float(terminated)}
             rows.append({**row, **changes})
             before = now
-    env.close()
     return Steps.of(rows)
 
 
@@ -214,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = tyro.cli(Settings, args=arguments, prog="python -m agents.gap", description=__doc__)
     try:
         settings.check()
-        rows = compare(dreamed(settings), lived(settings), settings)
+        rows = compare(*played(settings), settings)
         settings.out.mkdir(parents=True, exist_ok=True)
         about = {name: getattr(settings, name) for name in ("world", "policy", "guard", "worlds", "steps", "episodes")}
         write_text(

@@ -23,7 +23,7 @@ from engine.hardware import default_dtype
 from engine.model import WorldModel
 from engine.models.action_dit import ActionDiT
 from engine.models.heads import Heads
-from engine.packing import pack_linears, packs
+from engine.packing import packed_where_served
 from engine.spec import CodecSpec, WorldSpec
 
 
@@ -50,7 +50,7 @@ def assemble(
     dtype = dtype or default_dtype(device)
     modules = modules.to(device, dtype).eval().requires_grad_(False)
     modules.codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    denoiser = pack_linears(modules.denoiser) if packs(device, dtype) else modules.denoiser
+    denoiser = packed_where_served(modules.denoiser, device, dtype)
     return WorldModel(spec, denoiser, modules.codec, modules.heads, device, dtype)
 
 

@@ -32,6 +32,6 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     return here and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def pack_linears(module: M) -> M:
-    """A copy of a module tree with its linears packed."""
-    return swap_linears(module, PackedLinear)
+def packed_where_served(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """A copy of a module tree with its linears packed, or the tree itself where packing does not serve."""
+    return swap_linears(module, PackedLinear) if packs(device, dtype) else module

@@ -30,7 +30,7 @@ from engine.engine import Engine
 from engine.hardware import default_dtype
 from engine.model import States, WorldModel
 from engine.models.heads import Silent
-from engine.packing import pack_linears, packs
+from engine.packing import packed_where_served
 from engine.spec import WorldSpec
 from engine.training.latents import Episodes, read_metadata
 from engine.world import Start, World
@@ -163,8 +163,8 @@ def drawn(config: DreamsConfig, episodes: Episodes, rare: np.ndarray) -> tuple[n
 def watched(spec: WorldSpec, trunk: nn.Module, device: torch.device) -> WorldModel:
     """A model whose worlds keep the features of their last block."""
     dtype = default_dtype(device)
-    denoiser: Any = copy.deepcopy(trunk).to(device, dtype).eval().requires_grad_(False)
-    denoiser = pack_linears(denoiser) if packs(device, dtype) else denoiser
+    own: Any = copy.deepcopy(trunk).to(device, dtype).eval().requires_grad_(False)
+    denoiser = packed_where_served(own, device, dtype)
     return WorldModel(spec, denoiser, Unseen(), Watching(spec), device, dtype)
 
 
