@@ -69,6 +69,7 @@ class Settings:
         starts: "openings" of real episodes, or "midway" in them, where the world has such; the real env has openings.
         start_variables: "health=16" has training episodes begin with these named variables.
         horizon: steps after which a training episode is cut.
+        passes: denoising passes of a dreamed step; by default the world's own.
         soft_ends: weigh what is behind a step by its probability not to end the episode (`info["end_probability"]`),
             in place of whether it happened to: the same in the mean, and less left to chance.
         soft_changes: `shape` weighs the changes that were expected (`info["expected_variables"]`), in place of those
@@ -109,6 +110,7 @@ class Settings:
     starts: str = "openings"
     start_variables: str = ""
     horizon: int = 525
+    passes: int | None = None
     soft_ends: bool = False
     soft_changes: bool = False
     guard: str = ""
@@ -168,6 +170,8 @@ def check(settings: Settings) -> None:
         raise ValueError(f"--starts {settings.starts}: the real env begins at openings alone")
     if settings.real and (settings.start_variables or settings.soft_ends or settings.soft_changes):
         raise ValueError("--start-variables, --soft-ends and --soft-changes are for dreams: the real env has none")
+    if settings.real and settings.passes is not None:
+        raise ValueError("--passes are of dreams: the real env has none")
     if settings.real and settings.guard:
         raise ValueError("--guard watches dreams: the real env needs none")
     if bool(settings.guard) != (settings.guard_bound is not None):
@@ -222,6 +226,7 @@ def make_envs(settings: Settings) -> VectorEnv:
         num_envs=settings.num_envs,
         world=world,
         device=settings.device,
+        num_steps=settings.passes,
         deterministic=False,
         autoreset_mode=AutoresetMode.DISABLED,
         max_episode_steps=settings.horizon,

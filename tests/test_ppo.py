@@ -244,6 +244,12 @@ class Bright(gym.Env):
         return np.full((32, 32, 3), 40 + 160 * self.answer, np.uint8)
 
 
+@pytest.mark.parametrize(("passes", "denoising"), [(None, 2), (1, 1)])
+def test_dreams_take_as_many_passes_as_are_asked_for(tiny, tmp_path, passes, denoising):
+    run = PPO(settings(tmp_path, tiny, passes=passes))
+    assert len(run.envs.unwrapped.engine.passes) == denoising + 1  # the last one writes the history
+
+
 def test_it_learns_what_a_picture_says(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(ppo, "real_env", lambda world, max_episode_steps: Bright(max_episode_steps))
     run = PPO(
@@ -279,6 +285,7 @@ def test_it_learns_what_a_picture_says(tiny, tmp_path, monkeypatch):
         (["--out", "x", "--real", "--soft-ends"], "for dreams"),
         (["--out", "x", "--real", "--guard", "latent", "--guard-bound", "2"], "watches dreams"),
         (["--out", "x", "--guard", "latent"], "--guard-bound"),
+        (["--out", "x", "--real", "--passes", "1"], "--passes"),
     ],
 )
 def test_wrong_settings_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):
