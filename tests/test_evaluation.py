@@ -255,6 +255,19 @@ def test_tables_align_numbers_and_show_them_short():
     assert text.splitlines() == ["| what | x |", "| --- | --: |", "| a | 0.123 |", "| b | 12,346 |"]
 
 
+def test_the_page_shows_what_the_card_says_of_agents(evaluated):
+    results = json.loads((evaluated / "results.json").read_text())
+    assert "## Agents" not in written.page(results, "")
+    rows = [{"policy": "random", "mean": 308, "std": 164.7}, {"policy": "trained", "mean": 813, "std": 454.5}]
+    page = written.page({**results, "agents": rows}, "")
+    assert page.splitlines()[-4:] == [
+        "| policy | mean | std |",
+        "| --- | --: | --: |",
+        "| random | 308 | 164.70 |",
+        "| trained | 813 | 454.50 |",
+    ]
+
+
 # Policies
 
 

@@ -132,6 +132,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     engine = Engine(model, max_worlds=GROUP, deterministic=False)  # the same groups every time: the same numbers
     results = written.read_results(places.folder / "results.json", setting)
     results |= {"machine": machine(model.device), "torch": torch.__version__, "date": date.today().isoformat()}
+    results["agents"] = card.get("agents", [])
     game = RealGame.of_card(model.spec, card, config.env, config.frame_skip)
     try:
         for name in [name for name in SECTIONS if name in (config.only or SECTIONS)]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,15 @@ def page(results: dict[str, Any], pictures: str) -> str:
         for picture in section["pictures"]:
             name, caption = picture["file"], picture["caption"]
             parts.append(f"![{caption}]({pictures}{name})\n\n*{caption}*")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts + agents(results.get("agents", []))) + "\n"
+
+
+def agents(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the world's card says of agents (`agents` of world.json: a mapping a row, all of the same keys)."""
+    if not rows:
+        return []
+    told = "What agents made in the dream and in the real env, as the world's card has it (not of this command)."
+    return ["## Agents", told, table(list(rows[0]), [[row.get(key, "") for key in rows[0]] for row in rows])]
 
 
 def introduction(setting: dict[str, Any], results: dict[str, Any]) -> str:
