@@ -254,8 +254,8 @@ def picture(config: PlannerConfig, found: Sequence[Mapping[str, Any]]) -> np.nda
         lines = [Line(f"{config.method}, horizon {config.horizon}", x, y, colour, error=error)]
         policies = [row for row in found if row["mode"] == mode and not row["candidates"]]
         for row, shade in zip(policies, cycle(COLOURS[1:]), strict=False):
-            level, off = ([row[key]] * len(x) for key in ("mean", "error"))
-            lines.append(Line(f"policy {row['method']}, no plans", x, level, shade, error=off))
+            name = f"policy {row['method']}, {row['mean']:.0f} ± {row['error']:.0f}"
+            lines.append(Line(name, x, [row["mean"]] * len(x), shade, style="curve"))
         place = "acting in a dream" if mode == "dream" else "acting in the real env"
         title = f"{config.world}, {place}, {config.episodes} episodes a point"
         label = "candidates a plan (1: random actions)"
