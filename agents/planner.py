@@ -85,10 +85,7 @@ Place = Dreamed | Lived
 
 
 class Actor(Protocol):
-    """Acts by some method, with some number of candidates a plan. `dreamed`: steps dreamed so far, to choose by."""
-
-    method: str
-    candidates: int
+    """Chooses what is done in a place. `dreamed`: steps that it dreamed so far, to choose by."""
 
     @property
     def dreamed(self) -> int: ...
@@ -105,8 +102,6 @@ class Planned:
     """Acts on plans."""
 
     def __init__(self, config: PlannerConfig, space: gym.Space, candidates: int):
-        self.method: str = config.method
-        self.candidates = candidates
         self.planner = Planner(config, space, candidates)
         self.reset, self.close = self.planner.reset, self.planner.close
 
@@ -121,10 +116,10 @@ class Planned:
 class Followed:
     """Acts as a policy says, and dreams nothing ahead."""
 
-    candidates = dreamed = 0
+    dreamed = 0
 
     def __init__(self, policy: str, env: gym.Env, world: str):
-        self.method, self.policy = policy, make_policy(policy, env, world)
+        self.policy = make_policy(policy, env, world)
         self.reset = self.policy.reset
 
     def actions(self, place: Place) -> list[Any]:
@@ -256,8 +251,8 @@ def picture(config: PlannerConfig, found: Sequence[Mapping[str, Any]]) -> np.nda
         for row, shade in zip(policies, cycle(COLOURS[1:]), strict=False):
             name = f"policy {row['method']}, {row['mean']:.0f} ± {row['error']:.0f}"
             lines.append(Line(name, x, [row["mean"]] * len(x), shade, style="curve"))
-        place = "acting in a dream" if mode == "dream" else "acting in the real env"
-        title = f"{config.world}, {place}, {config.episodes} episodes a point"
+        where = "acting in a dream" if mode == "dream" else "acting in the real env"
+        title = f"{config.world}, {where}, {config.episodes} episodes a point"
         label = "candidates a plan (1: random actions)"
         panels.append(
             Axes(title, label, "return, mean and standard error", lines, ticks=config.candidates, log_x=True, floor=0.0)
