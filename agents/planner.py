@@ -58,21 +58,26 @@ class Dreamed:
 
 
 class Lived:
-    """Acting in the real env: a plan goes on from its last frames. `frame` is the last one."""
+    """Acting in the real env: a plan goes on from its last frames."""
 
     def __init__(self, config: PlannerConfig):
         self.env: gym.Env = real_env(config.world)
         self.seen: deque[tuple[Any, np.ndarray, dict[str, float]]] = deque(maxlen=config.context)
 
     def reset(self, seed: int) -> None:
-        self.frame, info = self.env.reset(seed=seed)
+        frame, info = self.env.reset(seed=seed)
         self.seen.clear()
-        self.seen.append((None, self.frame, info["variables"]))
+        self.seen.append((None, frame, info["variables"]))
 
     def step(self, action: Any) -> tuple[float, bool]:
-        self.frame, reward, terminated, truncated, info = self.env.step(action)
-        self.seen.append((action, self.frame, info["variables"]))
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        self.seen.append((action, frame, info["variables"]))
         return float(reward), terminated or truncated
+
+    @property
+    def frame(self) -> np.ndarray:
+        """The last one."""
+        return self.seen[-1][1]
 
     def state(self) -> dict[str, Any]:
         """What a plan's dream is reset with."""
@@ -185,8 +190,7 @@ def run(config: PlannerConfig) -> list[dict[str, Any]]:
     Dreams(config, 1).close()  # says what is wrong with the world or the weights before anything is played
     for mode in config.modes:
         place = Dreamed(config) if mode == "dream" else Lived(config)
-        for policy in config.beside:
-            Followed(policy, place.env, config.world)  # says which one there is not, too
+        followed = {policy: Followed(policy, place.env, config.world) for policy in config.beside}
         for method, candidates in [(config.method, n) for n in config.candidates] + [(p, 0) for p in config.beside]:
             seeds = range(config.seed, config.seed + config.episodes)
             marks = [identity(config, mode, method, candidates, seed) for seed in seeds]
@@ -194,7 +198,7 @@ def run(config: PlannerConfig) -> list[dict[str, Any]]:
             missing = [mark for mark in marks if not any(mark.items() <= row.items() for row in rows)]
             if not missing:
                 continue
-            actor = actor_of(config, place, method, candidates)
+            actor = Planned(config, place.env.action_space, candidates) if candidates else followed[method]
             for mark in missing:
                 name = f"{mode}, {candidates or method}, seed {mark['seed']}"
                 with tqdm(desc=name, unit="step", disable=None) as bar:
@@ -203,13 +207,6 @@ def run(config: PlannerConfig) -> list[dict[str, Any]]:
             actor.close()
         place.env.close()
     return [row for row in rows if any(mark.items() <= row.items() for mark in wanted)]
-
-
-def actor_of(config: PlannerConfig, place: Place, method: str, candidates: int) -> Actor:
-    """Who acts with so many candidates; a policy with none."""
-    if candidates:
-        return Planned(config, place.env.action_space, candidates)
-    return Followed(method, place.env, config.world)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

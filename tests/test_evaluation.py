@@ -259,7 +259,7 @@ def test_the_page_shows_what_the_card_says_of_agents(evaluated):
     results = json.loads((evaluated / "results.json").read_text())
     assert "## Agents" not in written.page(results, "")
     rows = [{"policy": "random", "mean": 308, "std": 164.7}, {"policy": "trained", "mean": 813, "std": 454.5}]
-    page = written.page({**results, "agents": rows}, "")
+    page = written.page(results, "", rows)
     assert page.splitlines()[-4:] == [
         "| policy | mean | std |",
         "| --- | --: | --: |",

@@ -111,9 +111,9 @@ def describe(config: Config, folder: Path, card: Mapping[str, Any], model: World
     }
 
 
-def save(places: Places, results: dict[str, Any]) -> None:
+def save(places: Places, results: dict[str, Any], card: Mapping[str, Any]) -> None:
     written.write_json(places.folder / "results.json", results)
-    written.write(places.page, written.page(results, places.pictures))
+    written.write(places.page, written.page(results, places.pictures, card.get("agents", ())))
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -132,7 +132,6 @@ def evaluate(config: Config) -> dict[str, Any]:
     engine = Engine(model, max_worlds=GROUP, deterministic=False)  # the same groups every time: the same numbers
     results = written.read_results(places.folder / "results.json", setting)
     results |= {"machine": machine(model.device), "torch": torch.__version__, "date": date.today().isoformat()}
-    results["agents"] = card.get("agents", [])
     game = RealGame.of_card(model.spec, card, config.env, config.frame_skip)
     try:
         for name in [name for name in SECTIONS if name in (config.only or SECTIONS)]:
@@ -140,7 +139,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             findings = measure(name, engine, game, sides, config.seed, config.quick)
             done = {**results["sections"], name: written.keep(places.folder, findings, time.monotonic() - began)}
             results["sections"] = {key: done[key] for key in SECTIONS if key in done}
-            save(places, results)
+            save(places, results, card)
             print(f"{name}: {results['sections'][name]['seconds']:.0f} s", flush=True)
     finally:
         game.close()

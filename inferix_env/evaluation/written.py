@@ -120,8 +120,13 @@ def target_rows(results: dict[str, Any]) -> list[list[Any]]:
     ]
 
 
-def page(results: dict[str, Any], pictures: str) -> str:
-    """The report in Markdown; `pictures` is where they lie, as seen from the page."""
+def page(results: dict[str, Any], pictures: str, agents: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The report in Markdown.
+
+    Args:
+        pictures: where they lie, as seen from the page.
+        agents: what the world's card says of them (`agents` of world.json): a mapping a row, all of the same keys.
+    """
     setting, checks = results["setting"], checks_of(results)
     passed = sum(check["passed"] for _, check in checks)
     parts = [f"# {setting['world']} against {setting['env']}", introduction(setting, results)]
@@ -134,15 +139,11 @@ def page(results: dict[str, Any], pictures: str) -> str:
         for picture in section["pictures"]:
             name, caption = picture["file"], picture["caption"]
             parts.append(f"![{caption}]({pictures}{name})\n\n*{caption}*")
-    return "\n\n".join(parts + agents(results.get("agents", []))) + "\n"
-
-
-def agents(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the world's card says of agents (`agents` of world.json: a mapping a row, all of the same keys)."""
-    if not rows:
-        return []
-    told = "What agents made in the dream and in the real env, as the world's card has it (not of this command)."
-    return ["## Agents", told, table(list(rows[0]), [[row.get(key, "") for key in rows[0]] for row in rows])]
+    if agents:
+        told = "What agents made in the dream and in the real env, as the world's card has it (not of this command)."
+        rows = [[row.get(key, "") for key in agents[0]] for row in agents]
+        parts += ["## Agents", told, table(list(agents[0]), rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def introduction(setting: dict[str, Any], results: dict[str, Any]) -> str:
